@@ -1,0 +1,1 @@
+"""Offline data preparation: MSD NIfTI volumes in, one chunked Zarr store out."""
