@@ -1,0 +1,146 @@
+"""What one process does with one case: look at it (CT statistics), or convert it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.intensity import Histogram, channel_statistics, hu_histogram, normalise
+from data_prep.nifti import Scan, read_scan
+from data_prep.resample import resample_image, resample_label
+from data_prep.source import Pair
+from mvl_dist.errors import UserError
+from mvl_dist.store import CaseArrays, Shape3D, write_case, write_text_atomically
+from mvl_dist.tasks import Task
+
+STATISTICS = ".statistics"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to look at (`normalisation` None) or to convert; sent to another process.
+
+    Attributes:
+        settings: what all cases of a task have in common; kept in the case's attributes.
+    """
+
+    pair: Pair
+    task: Task
+    store: Path
+    grid: Shape3D
+    settings: Mapping[str, Any]
+    normalisation: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job. `bad` is empty, or says why the case cannot be used."""
+
+    name: str
+    bad: str = ""
+    read_bytes: int = 0
+    raw_bytes: int = 0
+    oriented: bool = True
+
+
+def sources_unchanged(pair: Pair, recorded: object) -> bool:
+    """Whether both files are those recorded: by size and time, or else by their checksum."""
+    for role, path in (("image", pair.image), ("label", pair.label)):
+        try:
+            known = recorded[role]  # type: ignore[index]
+            status = path.stat()
+            if known["name"] != path.relative_to(pair.root).as_posix():
+                return False
+            if status.st_size != known["bytes"]:
+                return False
+            if status.st_mtime_ns != known["mtime_ns"]:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != known["sha256"]:
+                        return False
+        except (KeyError, TypeError, OSError):
+            return False
+    return True
+
+
+def _read(job: Job) -> Scan | Outcome:
+    try:
+        return read_scan(job.pair, job.task)
+    except UserError as error:
+        return Outcome(job.pair.name, bad=str(error))
+
+
+def _done(scan: Scan) -> Outcome:
+    read = sum(source.bytes for source in scan.sources.values())
+    return Outcome(
+        scan.name, read_bytes=read, raw_bytes=scan.raw_bytes, oriented=scan.oriented
+    )
+
+
+def _statistics_file(job: Job) -> Path:
+    return job.store / job.task.name / STATISTICS / f"{job.pair.name}.json"
+
+
+def survey(job: Job) -> Outcome:
+    """Check a CT case and leave the histogram of its labelled voxels beside the store's cases."""
+    scan = _read(job)
+    if isinstance(scan, Outcome):
+        return scan
+    histogram = hu_histogram(scan.image, scan.label)
+    content = {
+        "settings": job.settings,
+        "sources": {role: asdict(source) for role, source in scan.sources.items()},
+        "hu": list(histogram),
+        "counts": list(histogram.values()),
+    }
+    write_text_atomically(_statistics_file(job), json.dumps(content))
+    return _done(scan)
+
+
+def surveyed(job: Job) -> Histogram | None:
+    """The histogram that `survey` left, or None if there is none of these files and settings."""
+    try:
+        content = json.loads(_statistics_file(job).read_text())
+        if content["settings"] != job.settings:
+            return None
+        if not sources_unchanged(job.pair, content["sources"]):
+            return None
+        return dict(zip(content["hu"], content["counts"], strict=True))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def convert(job: Job) -> Outcome:
+    """Read, normalise, resample and write a case; nothing half-written is left by any failure.
+
+    Raises:
+        UserError: the store cannot be written to. A bad case is an outcome, not an exception.
+    """
+    scan = _read(job)
+    if isinstance(scan, Outcome):
+        return scan
+    assert job.normalisation is not None
+    image = resample_image(normalise(scan.image, job.normalisation), job.grid)
+    arrays = CaseArrays(
+        image=image.astype(np.float16),
+        label=resample_label(scan.label, job.grid),
+        label_native=scan.label,
+    )
+    info = {
+        "name": scan.name,
+        "spacing_mm": scan.spacing_mm,
+        "native_shape": scan.native_shape,
+        "affine": scan.affine,
+        "source_orientation": scan.source_orientation,
+        "source_affine": scan.source_affine,
+        "intensity": channel_statistics(scan.image, scan.label, job.task.intensity),
+        "sources": {role: asdict(source) for role, source in scan.sources.items()},
+    }
+    attributes = {"settings": job.settings, "normalisation": job.normalisation, "info": info}
+    write_case(job.store, job.task.name, scan.name, arrays, attributes)
+    return _done(scan)

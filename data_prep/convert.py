@@ -1,0 +1,286 @@
+"""`mvl convert`: MSD tasks into the Zarr store, in parallel, resumable, each case whole or absent.
+
+A task is published by its manifest, which is written last. Every case keeps in its attributes what
+it was made from (checksums of both files) and how (settings, normalisation numbers), so a second
+run, after a stop or a change, converts only what is missing or different.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.case import STATISTICS, Job, Outcome, convert, sources_unchanged, survey, surveyed
+from data_prep.intensity import CT_SCHEME, MRI_SCHEME, ct_normalisation
+from data_prep.parallel import default_workers, run_cases
+from data_prep.source import Pair, list_pairs, task_folders, unlisted_images
+from mvl_dist import store as zarr_store
+from mvl_dist.errors import UserError
+from mvl_dist.splits import held_out_cases
+from mvl_dist.store import CaseInfo, Manifest, Shape3D
+from mvl_dist.tasks import Task, load_task
+
+# Raised whenever the same files would give other arrays.
+CONVERTER = "mvl-convert 1"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert tasks of the Medical Segmentation Decathlon into the Zarr store."""
+
+    msd_root: Path
+    """Folder that holds Task04_Hippocampus and its like, or one such folder."""
+    store: Path
+    """Folder of the store; made if it is not there."""
+    tasks: tuple[str, ...] = ()
+    """Task04_Hippocampus, Task04 or 04; all under --msd-root if none is given."""
+    grid: Shape3D = (128, 128, 128)
+    """Voxels along D, H, W (inferior-superior, posterior-anterior, left-right) of the model's
+    input."""
+    workers: int = 0
+    """Processes; 0 takes one a CPU core. Each holds one scan, up to 5 GB for the largest CT."""
+    skip_bad: bool = False
+    """Leave bad cases out and list them, instead of stopping at the first."""
+    split_seed: int = 0
+    """Seed of the held-out test cases, which CT statistics must not see."""
+    overwrite: bool = False
+    """Delete what the store has of these tasks and convert anew."""
+
+
+@dataclass
+class Report:
+    """What a conversion of one task did; `raw` is the size of the voxels before compression."""
+
+    task: str
+    path: Path
+    written: int = 0
+    kept: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    read_bytes: int = 0
+    raw_bytes: int = 0
+    seconds: float = 0.0
+    store_bytes: int = 0
+
+    def lines(self) -> list[str]:
+        """The report as a person reads it."""
+        read, raw = self.read_bytes / 1e6, self.raw_bytes / 1e6
+        seconds = max(self.seconds, 1e-9)
+        return [
+            *(f"{self.task}: note: {note}" for note in self.notes),
+            *(f"{self.task}: left out {name}: {why}" for name, why in self.skipped.items()),
+            f"{self.task}: {self.written} cases written, {self.kept} unchanged, "
+            f"{len(self.skipped)} left out; read {read:.1f} MB in {self.seconds:.1f} s "
+            f"({read / seconds:.1f} MB/s compressed, {raw / seconds:.1f} MB/s of voxels); "
+            f"{self.store_bytes / 1e6:.1f} MB in {self.path}",
+        ]
+
+
+def _settings(task: Task, options: ConvertOptions) -> dict[str, Any]:
+    """What every case of a task was made with; compared as JSON with what the store has."""
+    settings = {
+        "store version": zarr_store.STORE_VERSION,
+        "converter": CONVERTER,
+        "grid": options.grid,
+        "split seed": options.split_seed,
+        "normalisation": CT_SCHEME if task.intensity == "ct" else MRI_SCHEME["scheme"],
+        "modalities": task.modalities,
+        "labels": task.labels,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _converted_names(store: Path, task: str) -> list[str]:
+    return sorted(
+        path.parent.name
+        for path in (store / task / "cases").glob("*/zarr.json")
+        if not path.parent.name.startswith(".")
+    )
+
+
+def _existing(store: Path, task: Task, settings: dict[str, Any]) -> Manifest | None:
+    """The task's manifest if it was completed; refuses a store made with other settings."""
+    manifest = None
+    if (store / task.name / zarr_store.MANIFEST).exists():
+        manifest = zarr_store.read_manifest(store, task.name)
+    for name in _converted_names(store, task.name)[:1]:
+        there = (zarr_store.read_case_attributes(store, task.name, name) or {}).get("settings", {})
+        differing = [
+            f"{key} {there.get(key)} there, {wanted} asked for"
+            for key, wanted in settings.items()
+            if there.get(key) != wanted
+        ]
+        if differing:
+            raise UserError(
+                f"{store / task.name} was converted with other settings ({'; '.join(differing)}): "
+                "choose another --store, or replace it with --overwrite"
+            )
+    return manifest
+
+
+def _notes(task: Task, dataset: dict[str, object], pairs: Sequence[Pair]) -> list[str]:
+    notes = []
+    announced = dataset.get("numTraining")
+    if announced != len(pairs):
+        notes.append(f"dataset.json lists {len(pairs)} cases but says numTraining {announced}")
+    if task.num_training and task.num_training != len(pairs):
+        notes.append(f"{len(pairs)} of the {task.num_training} cases that were released")
+    unlisted = unlisted_images(pairs[0].root, pairs)
+    if unlisted:
+        shown = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
+        notes.append(f"{len(unlisted)} images that dataset.json does not list: {shown}")
+    return notes
+
+
+def _run(
+    work: Callable[[Job], Outcome],
+    jobs: Sequence[Job],
+    options: ConvertOptions,
+    report: Report,
+    what: str,
+) -> list[Outcome]:
+    """Run jobs; collect bad cases in the report or stop at the first. Returns the good ones."""
+    good = []
+    workers = options.workers or default_workers()
+    for outcome in run_cases(work, jobs, workers, f"{report.task}: {what}"):
+        if outcome.bad and not options.skip_bad:
+            raise UserError(f"{report.task}: case {outcome.name}: {outcome.bad}")
+        if outcome.bad:
+            report.skipped[outcome.name] = outcome.bad
+            continue
+        report.read_bytes += outcome.read_bytes
+        report.raw_bytes += outcome.raw_bytes
+        good.append(outcome)
+    return good
+
+
+def _ct_statistics(jobs: Sequence[Job], options: ConvertOptions, report: Report) -> dict[str, Any]:
+    """First pass over a CT task: check every case, sum the histograms of the training part."""
+    task = jobs[0].task
+    with zarr_store.full_disk_is_a_user_error(options.store):
+        (options.store / task.name / STATISTICS).mkdir(exist_ok=True)
+    _run(survey, [job for job in jobs if surveyed(job) is None], options, report, "statistics")
+    histograms = {
+        job.pair.name: surveyed(job) for job in jobs if job.pair.name not in report.skipped
+    }
+    _some_are_good(histograms, report)
+    test = held_out_cases(list(histograms), task.name, options.split_seed)
+    parts = (counts for name, counts in sorted(histograms.items()) if name not in test)
+    return ct_normalisation(task.name, (part for part in parts if part is not None))
+
+
+def _some_are_good(names: Any, report: Report) -> None:
+    if not names:
+        name, why = next(iter(report.skipped.items()))
+        raise UserError(
+            f"{report.task}: all {len(report.skipped)} cases are bad, the first {name}: {why}"
+        )
+
+
+def _is_current(job: Job) -> bool:
+    there = zarr_store.read_case_attributes(job.store, job.task.name, job.pair.name)
+    return (
+        there is not None
+        and there.get("settings") == job.settings
+        and there.get("normalisation") == job.normalisation
+        and sources_unchanged(job.pair, there.get("info", {}).get("sources"))
+    )
+
+
+def _manifest(job: Job, names: Sequence[str], seed: int, skipped: dict[str, str]) -> Manifest:
+    """Assemble the manifest from the cases' own attributes."""
+    cases = {}
+    for name in sorted(names):
+        there = zarr_store.read_case_attributes(job.store, job.task.name, name)
+        if there is None:
+            raise UserError(f"{job.store}: case {name} vanished: is another conversion running?")
+        cases[name] = CaseInfo(**there["info"], arrays=there["arrays"])
+    return Manifest(
+        version=zarr_store.STORE_VERSION,
+        converter=CONVERTER,
+        task=job.task,
+        grid=job.grid,
+        split_seed=seed,
+        test_cases=held_out_cases(list(cases), job.task.name, seed),
+        normalisation=job.normalisation or {},
+        cases=cases,
+        skipped=dict(sorted(skipped.items())),
+    )
+
+
+def convert_task(folder: Path, options: ConvertOptions) -> Report:
+    """Convert one MSD task folder into `options.store` and publish its manifest.
+
+    Raises:
+        UserError: a bad list or case, other settings in the store, a full disk, a killed worker.
+            Cases already written stay and are used by the next run.
+    """
+    start = time.perf_counter()
+    task, dataset = load_task(folder)
+    pairs = list_pairs(folder, dataset)
+    settings = _settings(task, options)
+    report = Report(task.name, options.store / task.name, notes=_notes(task, dataset, pairs))
+    if options.overwrite:
+        zarr_store.withdraw_manifest(options.store, task.name)
+        shutil.rmtree(options.store / task.name, ignore_errors=True)
+    published = _existing(options.store, task, settings)
+    zarr_store.create_task_group(options.store, task.name)
+
+    jobs = [Job(pair, task, options.store, options.grid, settings) for pair in pairs]
+    normalisation = MRI_SCHEME
+    if task.intensity == "ct":
+        normalisation = _ct_statistics(jobs, options, report)
+    jobs = [
+        replace(job, normalisation=normalisation)
+        for job in jobs
+        if job.pair.name not in report.skipped
+    ]
+    todo = [job for job in jobs if not _is_current(job)]
+    if published and any(job.pair.name in published.cases for job in todo):
+        zarr_store.withdraw_manifest(options.store, task.name)
+    done = _run(convert, todo, options, report, "cases")
+    report.written, report.kept = len(done), len(jobs) - len(todo)
+    unoriented = sum(not outcome.oriented for outcome in done)
+    if unoriented:
+        report.notes.append(f"{unoriented} headers state no orientation: nibabel's was assumed")
+
+    names = [job.pair.name for job in jobs if job.pair.name not in report.skipped]
+    _some_are_good(names, report)
+    manifest = _manifest(jobs[0], names, options.split_seed, report.skipped)
+    if published is None or json.dumps(asdict(published)) != json.dumps(asdict(manifest)) or done:
+        zarr_store.write_manifest(options.store, manifest)
+    for name in set(_converted_names(options.store, task.name)) - set(names):
+        shutil.rmtree(options.store / task.name / "cases" / name)
+        report.notes.append(f"removed case {name}, which the source no longer gives")
+    files = (options.store / task.name).rglob("*")
+    report.store_bytes = sum(path.stat().st_size for path in files if path.is_file())
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def main(argv: list[str]) -> int:
+    """Entry of `mvl convert`."""
+    import tyro  # slow to import, and needed by the command line only
+
+    options = tyro.cli(
+        ConvertOptions,
+        prog="mvl convert",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if min(options.grid) < 1:
+        raise UserError(f"--grid {' '.join(map(str, options.grid))}: takes three positive numbers")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: takes a positive number, or 0 for all cores")
+    folders = task_folders(options.msd_root, options.tasks)
+    for folder in folders:  # mistakes in any list show before the first hour of work
+        list_pairs(folder, load_task(folder)[1])
+    for folder in folders:
+        for line in convert_task(folder, options).lines():
+            print(line, flush=True)
+    return 0

@@ -1,0 +1,126 @@
+"""Intensity normalisation: z-score for MRI, nnU-Net's Hounsfield scheme for CT.
+
+MRI units are arbitrary and differ between scanners, so each case and channel is brought to mean 0
+and deviation 1 over its non-zero voxels (zero is the stripped background). CT units are physical,
+so all cases share one clip range, mean and deviation: those of the foreground voxels of the cases
+that are not held out for the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mvl_dist.errors import UserError
+
+MRI_SCHEME: dict[str, Any] = {
+    "scheme": "mri-zscore",
+    "over": "non-zero voxels of each case and channel",
+}
+CT_SCHEME = "ct-percentiles"
+CLIP_PERCENTILES = (0.5, 99.5)
+
+# Real CT leaves -1024..3071: padding at -2000 and below, metal above. Beyond int16 is no HU.
+_HU_LIMIT = 32767
+
+Histogram = dict[int, int]
+
+
+def _floored(std: float, mean: float) -> float:
+    """A deviation that may divide: a constant image then maps to values that float16 holds."""
+    return max(std, 1e-4 * abs(mean), 1e-8)
+
+
+def channel_statistics(
+    image: npt.NDArray[np.float32], label: npt.NDArray[np.uint8], scheme: str
+) -> dict[str, Any]:
+    """Raw intensities of (C, D, H, W), one list entry a channel.
+
+    Mean and deviation are over non-zero voxels for `mri`, over labelled ones for `ct`; 0 where
+    there are none.
+    """
+    rows: dict[str, Any] = {"minimum": [], "maximum": [], "mean": [], "std": []}
+    for channel in image:
+        values = channel[channel != 0] if scheme == "mri" else channel[label > 0]
+        rows["minimum"].append(float(channel.min()))
+        rows["maximum"].append(float(channel.max()))
+        rows["mean"].append(float(values.mean(dtype=np.float64)) if values.size else 0.0)
+        rows["std"].append(float(values.std(dtype=np.float64)) if values.size else 0.0)
+    return {"over": "non-zero voxels" if scheme == "mri" else "labelled voxels", **rows}
+
+
+def hu_histogram(image: npt.NDArray[np.float32], label: npt.NDArray[np.uint8]) -> Histogram:
+    """Count of every whole HU value among the labelled voxels of (1, D, H, W).
+
+    A CT whose HU are not whole numbers is rounded for this count only.
+    """
+    values = np.rint(np.clip(image[0][label > 0], -_HU_LIMIT, _HU_LIMIT)).astype(np.int32)
+    found, counts = np.unique(values, return_counts=True)
+    return {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+
+
+def _percentile(
+    values: npt.NDArray[np.int64], cumulative: npt.NDArray[np.int64], percent: float
+) -> float:
+    """The same as numpy.percentile (linear) of the voxels themselves."""
+    position = (cumulative[-1] - 1) * percent / 100
+    below, above = (
+        values[np.searchsorted(cumulative, rank, side="right")]
+        for rank in (np.floor(position), np.ceil(position))
+    )
+    return float(below + (above - below) * (position - np.floor(position)))
+
+
+def ct_normalisation(task: str, histograms: Iterable[Histogram]) -> dict[str, Any]:
+    """Clip range, mean and deviation in HU of all histograms together: exact, without the voxels.
+
+    Raises:
+        UserError: not one labelled voxel.
+    """
+    total: Histogram = {}
+    cases = 0
+    for histogram in histograms:
+        cases += 1
+        for value, count in histogram.items():
+            total[value] = total.get(value, 0) + count
+    if not total:
+        raise UserError(f"{task}: no training case has a labelled voxel: check the label files")
+    values = np.array(sorted(total), dtype=np.int64)
+    counts = np.array([total[int(value)] for value in values], dtype=np.int64)
+    voxels = int(counts.sum())
+    mean = float((values * counts).sum() / voxels)
+    std = float(np.sqrt(((values - mean) ** 2 * counts).sum() / voxels))
+    low, high = (_percentile(values, counts.cumsum(), p) for p in CLIP_PERCENTILES)
+    return {
+        "scheme": CT_SCHEME,
+        "over": "labelled voxels of the cases that are not held out for the test",
+        "clip_hu": [low, high],
+        "mean_hu": mean,
+        "std_hu": std,
+        "voxels": voxels,
+        "cases": cases,
+    }
+
+
+def normalise(
+    image: npt.NDArray[np.float32], normalisation: Mapping[str, Any]
+) -> npt.NDArray[np.float32]:
+    """Normalise (C, D, H, W) as a manifest's `normalisation` says; the input is left alone."""
+    if normalisation["scheme"] == CT_SCHEME:
+        low, high = normalisation["clip_hu"]
+        mean, std = normalisation["mean_hu"], normalisation["std_hu"]
+        out = np.clip(image, np.float32(low), np.float32(high))
+        out -= np.float32(mean)
+        out /= np.float32(_floored(std, mean))
+        return out
+    out = np.empty_like(image)
+    for channel, target in zip(image, out, strict=True):
+        values = channel[channel != 0]
+        mean = float(values.mean(dtype=np.float64)) if values.size else 0.0
+        std = float(values.std(dtype=np.float64)) if values.size else 0.0
+        np.subtract(channel, np.float32(mean), out=target)
+        target /= np.float32(_floored(std, mean))
+    return out

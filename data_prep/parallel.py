@@ -1,0 +1,132 @@
+"""Run one function over many cases in several processes, with a progress line and clear ends."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from mvl_dist.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_PLAIN_LINE_EVERY_S = 10.0
+# One case a process is the parallelism; a pool of threads in each would fight over the cores.
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
+_OUT_OF_MEMORY = (
+    "ran out of memory or was killed; cases already written are kept: "
+    "run the same command again with fewer --workers"
+)
+
+
+def default_workers() -> int:
+    """The CPU cores that this process may use (Slurm grants fewer than the machine has)."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed -9 would wait for its next job for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Give a function to call after every case: a bar on a terminal, else a line now and then."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            row = bar.add_task(what, total=total)
+            yield lambda: bar.advance(row)
+        return
+    done, last = 0, time.monotonic()
+
+    def line() -> None:
+        nonlocal done, last
+        done += 1
+        if done == total or time.monotonic() - last > _PLAIN_LINE_EVERY_S:
+            last = time.monotonic()
+            print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+
+    yield line
+
+
+def run_cases(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, what: str
+) -> Iterator[Result]:
+    """Yield `work(job)` of every job as it comes, each job in one of `workers` processes.
+
+    Only two jobs a worker are under way, so memory does not grow with their number. The first
+    exception ends it: waiting jobs are dropped, running ones finish.
+
+    Raises:
+        UserError: a worker was killed or out of memory; or what `work` raised.
+    """
+    if not jobs:
+        return
+    try:
+        with _progress(what, len(jobs)) as advance:
+            if workers == 1 or len(jobs) == 1:
+                results: Iterator[Result] = map(work, jobs)
+            else:
+                results = _in_processes(work, jobs, min(workers, len(jobs)))
+            for result in results:
+                advance()
+                yield result
+    except (BrokenProcessPool, MemoryError) as error:
+        raise UserError(f"{what}: a process {_OUT_OF_MEMORY}") from error
+
+
+def _in_processes(
+    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+) -> Iterator[Result]:
+    context = multiprocessing.get_context("spawn")
+    waiting = iter(jobs)
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
+    ):
+        running: set[Future[Any]] = {
+            pool.submit(work, job) for job, _ in zip(waiting, range(2 * workers), strict=False)
+        }
+        try:
+            while running:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+                    for job in waiting:
+                        running.add(pool.submit(work, job))
+                        break
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

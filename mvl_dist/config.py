@@ -1,0 +1,338 @@
+"""What a run is: frozen dataclasses, presets, the command line, and the run's identity.
+
+What belongs to the launcher (processes, nodes, ZeRO stage, precision) stands in
+accelerate_configs/ and deepspeed_configs/; what belongs to the experiment stands here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from mvl_dist.errors import UserError
+
+Shape3D = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which cases a run sees, and how."""
+
+    store: Path = field(default_factory=lambda: Path(os.environ.get("MVL_STORE", "store")))
+    """Zarr store written by `mvl convert` (default: $MVL_STORE, else ./store)."""
+    task: str = "Task01_BrainTumour"
+    """Task in the store; `Task04`, `04` or `hippocampus` will do."""
+    fold: int = 0
+    """Which fifth of the cases validates, 0 to 4."""
+    fraction: float = 1.0
+    """Part of the training cases used (few-shot: 0.1, 0.3)."""
+    grid: Shape3D = (128, 128, 128)
+    """Voxels D, H, W of the model's input; the store must hold this grid."""
+    channels: Literal["first", "all"] = "first"
+    """Input channels: the first one (as the published code) or all that the task has."""
+    target: Literal["binary", "labels"] = "binary"
+    """Output regions: all labels merged (as the paper scores) or one region per label (MSD)."""
+    augmentation: Literal["paper", "none"] = "paper"
+    """`paper`: rotation by up to 5 degrees and scaling by 0.9 to 1.1, on the device."""
+    workers: int = 4
+    """Loader processes a rank."""
+
+
+@dataclass(frozen=True)
+class DonorConfig:
+    """Where the frozen language-model block comes from (medvisionllama)."""
+
+    source: Annotated[str, tyro.conf.arg(name="donor")] = "llama-3.1-8b"
+    """Known name, folder, .gguf or .pth file, or `random:SHAPE`; see `mvl weights list`."""
+    layers: Annotated[tuple[int, ...], tyro.conf.arg(name="donor-layers")] = (-1,)
+    """Layers of the donor, in order; negative numbers count from the last."""
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters on the two mappers and inside the frozen block (paper section 3.2)."""
+
+    rank: Annotated[int, tyro.conf.arg(name="lora-rank")] = 8
+    """Rank of every adapter."""
+    alpha: Annotated[float, tyro.conf.arg(name="lora-alpha")] = 16.0
+    """Adapters are scaled by alpha / rank."""
+    targets: Annotated[tuple[str, ...], tyro.conf.arg(name="lora-targets")] = ("q_proj", "v_proj")
+    """Linears of the block that get an adapter; none leaves the block wholly frozen."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Widths are the published code's (facts: 1.128 M parameters for the ViT)."""
+
+    name: Annotated[str, tyro.conf.arg(name="model")] = "medvisionllama"
+    """A name of the registry in mvl_dist/models."""
+    patch: Shape3D = (8, 8, 8)
+    """Patch size in voxels D, H, W."""
+    width: int = 64
+    """Width of a token."""
+    depth: int = 16
+    """ViT blocks."""
+    heads: int = 4
+    """Attention heads of a ViT block."""
+    mlp_ratio: int = 4
+    """Width of a block's MLP over the token's width."""
+    dropout: float = 0.2
+    """Dropout in the ViT blocks."""
+    llm_position: int = 16
+    """ViT blocks before the language-model block: 16 = paper's Figure 1, 0 = published code."""
+    donor: DonorConfig = field(default_factory=DonorConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How it is trained."""
+
+    epochs: int = 200
+    """Passes over the training cases."""
+    batch_size: int = 4
+    """Cases a step over all ranks together."""
+    lr: float = 2e-3
+    """Adam's learning rate."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up (a stated deviation from the paper, which has none)."""
+    max_grad_norm: float = 0.0
+    """Clip the gradient norm to this; 0 does not clip (as the paper)."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and dropout."""
+    validate_every: int = 1
+    """Epochs between two validations and checkpoints."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    output: Path = field(default_factory=lambda: Path(os.environ.get("MVL_OUTPUT", "runs")))
+    """Folder of runs and of the default MLflow database (default: $MVL_OUTPUT, else ./runs)."""
+    experiment: str = "mvl-dist"
+    """MLflow experiment."""
+    resume: bool = True
+    """Continue from the last checkpoint of the same run where there is one."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept for resuming, the newest ones; the best model is kept beside them."""
+
+
+# ---------------------------------------------------------------------------------------- presets
+
+
+def paper() -> RunConfig:
+    """The protocol of the paper's text (section 4.1), as far as it can be run.
+
+    Adam at 2e-3, batch 4, 200 epochs, 128^3 voxels, 8^3 patches, LoRA rank 8, Dice + BCE, binary
+    foreground, first channel. Augmentation is applied to every task: the text gives no size below
+    which a task counts as 'limited'.
+    """
+    return RunConfig()
+
+
+def official() -> RunConfig:
+    """The published code's choices where they differ from the text, without its leaks.
+
+    The block stands before positions and encoder, is wholly frozen, and the mappers have rank 4;
+    100 epochs at learning rate 0.01 with batch 2 are its defaults.
+    """
+    return RunConfig(
+        model=ModelConfig(llm_position=0, lora=LoRAConfig(rank=4, targets=())),
+        optim=OptimConfig(epochs=100, batch_size=2, lr=0.01),
+    )
+
+
+def smoke() -> RunConfig:
+    """A size for two CPU cores, through the same code: `make train`'s default."""
+    return RunConfig(
+        data=DataConfig(grid=(32, 32, 32), channels="all", target="labels", workers=0),
+        model=ModelConfig(
+            patch=(4, 4, 4),
+            depth=4,
+            dropout=0.0,
+            llm_position=4,
+            donor=DonorConfig(source="smollm2-135m"),
+        ),
+        optim=OptimConfig(epochs=6, warmup_epochs=0.5, max_grad_norm=1.0),
+    )
+
+
+PRESETS = {"paper": paper, "official": official, "smoke": smoke}
+
+
+# ----------------------------------------------------------------------------------- command line
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Nested plain data of a config: what is logged and saved beside a checkpoint."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+
+
+def from_plain(plain: dict[str, Any], base: RunConfig, source: str) -> RunConfig:
+    """Lay nested plain data over a config.
+
+    Raises:
+        UserError: a key that no config has, or a value of another type.
+    """
+
+    def overlay(config: Any, values: Any, where: str) -> Any:
+        if not isinstance(values, dict):
+            raise UserError(f"{source}: '{where}' must be a mapping, not {values!r}")
+        fields = {f.name: f for f in dataclasses.fields(config)}
+        changes = {}
+        for key, value in values.items():
+            path = f"{where}.{key}" if where else str(key)
+            if key not in fields:
+                raise UserError(f"{source}: unknown key '{path}'; known: {', '.join(fields)}")
+            current = getattr(config, key)
+            if dataclasses.is_dataclass(current):
+                changes[key] = overlay(current, value, path)
+            elif isinstance(current, tuple) and isinstance(value, list):
+                changes[key] = tuple(value)
+            elif isinstance(current, Path) and isinstance(value, str):
+                changes[key] = Path(value)
+            elif isinstance(current, float) and type(value) in (int, float):
+                changes[key] = float(value)
+            elif type(value) is type(current):
+                changes[key] = value
+            else:
+                raise UserError(
+                    f"{source}: '{path}' takes a {type(current).__name__}, not {value!r}"
+                )
+        return dataclasses.replace(config, **changes)
+
+    return overlay(base, plain, "")  # type: ignore[no-any-return]
+
+
+def load_yaml(path: Path, base: RunConfig) -> RunConfig:
+    """Lay a YAML file over a config.
+
+    Raises:
+        UserError: the file is missing, not YAML, or has a key that no config has.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    return from_plain(values or {}, base, str(path))
+
+
+def parse(argv: Sequence[str], prog: str = "mvl train") -> RunConfig:
+    """Read a run from the command line: preset, then `--config FILE`, then single flags.
+
+    Raises:
+        UserError: unknown preset, bad file, or values that no run can have.
+        SystemExit: `--help`, or a flag that does not exist (tyro prints which).
+    """
+
+    # The base decides the other flags' defaults, so it is read before them.
+    rest = list(argv)
+    chosen: dict[str, str] = {}
+    for flag in ("--preset", "--config"):
+        for index, argument in enumerate(rest):
+            name, equals, value = argument.partition("=")
+            if name != flag:
+                continue
+            if not equals and index + 1 >= len(rest):
+                raise UserError(f"{flag} needs a value")
+            chosen[flag] = value if equals else rest[index + 1]
+            del rest[index : index + (1 if equals else 2)]
+            break
+    preset = chosen.get("--preset", "paper")
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: known presets are {', '.join(PRESETS)}")
+    base = PRESETS[preset]()
+    if "--config" in chosen:
+        base = load_yaml(Path(chosen["--config"]), base)
+    config = tyro.cli(
+        RunConfig,
+        args=rest,
+        default=base,
+        prog=prog,
+        description="Train one run. --preset paper|official|smoke and --config FILE.yaml set what "
+        f"the flags below change (shown: preset {preset}).",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+    )
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what no run can have, before anything slow starts.
+
+    Raises:
+        UserError: the first value found out of range.
+    """
+    data, model, optim = config.data, config.model, config.optim
+    positive = {
+        "--epochs": optim.epochs,
+        "--batch-size": optim.batch_size,
+        "--lr": optim.lr,
+        "--validate-every": optim.validate_every,
+        "--depth": model.depth,
+        "--width": model.width,
+        "--heads": model.heads,
+        "--mlp-ratio": model.mlp_ratio,
+        "--lora-rank": model.lora.rank,
+        "--keep-checkpoints": config.keep_checkpoints,
+        **{f"--grid (axis {axis})": size for axis, size in zip("DHW", data.grid, strict=True)},
+        **{f"--patch (axis {axis})": size for axis, size in zip("DHW", model.patch, strict=True)},
+    }
+    for flag, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{flag} is {value}; it must be above 0")
+    for axis, size, patch in zip("DHW", data.grid, model.patch, strict=True):
+        if size % patch:
+            below, above = size // patch * patch, (size // patch + 1) * patch
+            raise UserError(
+                f"--grid axis {axis} is {size}, not a multiple of the patch {patch}: "
+                f"{below or above} or {above} fits"
+            )
+    if model.width % model.heads:
+        raise UserError(f"--width {model.width} is not a multiple of --heads {model.heads}")
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"--dropout {model.dropout} is out of range: 0 to below 1")
+    if not 0 <= model.llm_position <= model.depth:
+        raise UserError(
+            f"--llm-position {model.llm_position} is out of range: 0 to --depth {model.depth}"
+        )
+    if optim.warmup_epochs < 0 or optim.max_grad_norm < 0 or data.workers < 0:
+        raise UserError("--warmup-epochs, --max-grad-norm and --workers must not be negative")
+
+
+def identity(config: RunConfig, data_checksum: str, donor_checksum: str = "") -> str:
+    """Short hash of what decides a run's result: two runs of one identity are the same run.
+
+    Paths, worker counts and what is merely kept or logged do not count; the data and the donor
+    count by their content.
+    """
+    plain = to_plain(config)
+    decides = {key: plain[key] for key in ("data", "model", "optim")}
+    del decides["data"]["store"], decides["data"]["workers"], decides["model"]["donor"]
+    if not donor_checksum:  # no frozen block: its settings decide nothing
+        del decides["model"]["lora"], decides["model"]["llm_position"]
+    decides["content"] = {"data": data_checksum, "donor": donor_checksum}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]

@@ -1,0 +1,120 @@
+"""Store to batches: the same global batches at any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mvl_dist.store import Manifest, read_array, regions_of
+from mvl_dist.tasks import Region
+
+Batch = dict[str, Any]
+
+
+def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor:
+    """Binary masks of a label map: (D, H, W) integers -> (R, D, H, W) uint8, one mask a region."""
+    return torch.stack(
+        [torch.isin(label, torch.tensor(region.labels, dtype=label.dtype)) for region in regions]
+    ).to(torch.uint8)
+
+
+def load_image(store: Path, task: str, case: str, channels: str) -> torch.Tensor:
+    """Image of a case as the model sees it, (C, D, H, W) float16; `channels`: first or all."""
+    image = read_array(store, task, case, "image")
+    return torch.from_numpy(np.ascontiguousarray(image[:1] if channels == "first" else image))
+
+
+class CaseDataset(Dataset[Batch]):
+    """Cases of a task at the store's grid.
+
+    An item is asked for as (case index, position in the epoch) and holds `image` (C, D, H, W)
+    float16, `target` (R, D, H, W) uint8, `case` and `position`.
+    """
+
+    def __init__(
+        self, store: Path, manifest: Manifest, cases: Sequence[str], channels: str, target: str
+    ) -> None:
+        self.store = store
+        self.task = manifest.task.name
+        self.cases = tuple(cases)
+        self.channels = channels
+        self.regions = tuple(regions_of(manifest.task, target))
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:  # type: ignore[override]
+        index, position = item
+        case = self.cases[index]
+        label = torch.from_numpy(read_array(self.store, self.task, case, "label"))
+        return {
+            "image": load_image(self.store, self.task, case, self.channels),
+            "target": region_masks(label, self.regions),
+            "case": case,
+            "position": position,
+        }
+
+
+def epoch_order(num_cases: int, batch_size: int, seed: int, epoch: int) -> list[int]:
+    """Order of the cases in an epoch, a whole number of global batches long.
+
+    Every case comes at least once; the last batch is filled up from the beginning of the order, so
+    that no case is dropped and a task with fewer cases than a batch can be trained.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order = generator.permutation(num_cases)
+    length = -(-num_cases // batch_size) * batch_size
+    return [int(index) for index in np.resize(order, length)]
+
+
+class RankBatches(Sampler[list[tuple[int, int]]]):
+    """This rank's slice of every global batch of an epoch, as (case index, position) pairs."""
+
+    def __init__(
+        self, num_cases: int, batch_size: int, rank: int, world_size: int, seed: int
+    ) -> None:
+        if batch_size % world_size:
+            raise ValueError(f"global batch {batch_size} does not divide among {world_size} ranks")
+        self.num_cases, self.batch_size, self.seed = num_cases, batch_size, seed
+        self.micro_batch = batch_size // world_size
+        self.rank = rank
+        self.epoch = 0
+        self.first_batch = 0
+
+    def set_position(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch, and the global batch that a resumed epoch begins with."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Steps of a whole epoch."""
+        return -(-self.num_cases // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.first_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = epoch_order(self.num_cases, self.batch_size, self.seed, self.epoch)
+        for batch in range(self.first_batch, self.batches_per_epoch):
+            start = batch * self.batch_size + self.rank * self.micro_batch
+            yield [(order[i], i) for i in range(start, start + self.micro_batch)]
+
+
+def make_loader(dataset: CaseDataset, batches: RankBatches, workers: int) -> DataLoader[Batch]:
+    """Loader whose worker processes outlive an epoch.
+
+    Workers are spawned, not forked: Zarr runs an event loop in a thread, which a fork breaks.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if workers > 0 else None,
+    )

@@ -1,0 +1,244 @@
+"""Ranks: the only module that asks which one this is.
+
+Before torch is imported the launcher's environment variables tell the rank; afterwards Accelerate
+does. A user's mistake on a launched rank is printed once, and the launcher ends without its trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from mvl_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+WAIT_FOR_RANK_0_SECONDS = 5.0
+
+
+def env_rank() -> int:
+    """Global rank as the launcher set it; 0 without a launcher. Needs no torch."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher (accelerate launch, torchrun) started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def say(message: str, file: Any = None) -> None:
+    """Print on rank 0 alone."""
+    if env_rank() == 0:
+        print(message, file=file or sys.stdout, flush=True)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Print a user's mistake once and end with status 1, peers and launcher included.
+
+    torch's launcher answers a rank that fails with a trace of its own, and ranks that wait for it
+    in a collective add theirs; together they bury the one line that helps. So the failing rank
+    ends its siblings and the launcher by signals. Most mistakes are found by all ranks alike:
+    rank 0 speaks at once, the others only if it did not.
+    """
+    sys.stdout.flush()
+    if is_launched() and env_rank() != 0:
+        time.sleep(WAIT_FOR_RANK_0_SECONDS)
+        print(f"error (rank {env_rank()}): {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    if is_launched() and "TORCHELASTIC_RUN_ID" in os.environ:
+        import psutil
+
+        with contextlib.suppress(psutil.Error):
+            launcher = psutil.Process(os.getppid())
+            siblings = [child for child in launcher.children() if child.pid != os.getpid()]
+            launcher.suspend()  # or it would see a sibling die and write about it
+            for sibling in siblings:
+                sibling.kill()
+            launcher.send_signal(signal.SIGUSR2)
+            launcher.resume()
+    # Not sys.exit: interpreter shutdown may wait for peers in a collective that never comes.
+    os._exit(1)
+
+
+def start(timeout_minutes: float = 30.0) -> Accelerator:
+    """Join the process group with DeepSpeed: nccl where there is CUDA, gloo where there is not.
+
+    Raises:
+        UserError: not started by `accelerate launch` with a DeepSpeed config. Accelerate would
+            train without ZeRO then, and say nothing.
+    """
+    if not is_launched() or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() != "true":
+        raise UserError(
+            "no DeepSpeed launcher: run 'accelerate launch --config_file "
+            "accelerate_configs/cpu2.yaml mvl_dist/train.py ...' (or gpu1, a100x8); a config with "
+            "'distributed_type: DEEPSPEED' and 'use_cpu: false' is needed"
+        )
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"):
+        raise UserError(
+            "ACCELERATE_USE_CPU is set: Accelerate would run plain DDP without ZeRO; set "
+            "'use_cpu: false' in the accelerate config (CPU ranks use gloo all the same)"
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns on every rank
+    if torch.cuda.is_available():
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {env_rank()} has no GPU: {torch.cuda.device_count()} are visible, "
+                f"{os.environ.get('LOCAL_WORLD_SIZE')} ranks were started on this machine; "
+                "set num_processes in the accelerate config to match"
+            )
+    elif _deepspeed_config().get("bf16", {}).get("enabled", False):
+        # Going on would train a GPU run on CPU ranks without being asked.
+        raise UserError(
+            f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no GPU "
+            "is visible here: use accelerate_configs/cpu2.yaml, or see 'mvl doctor' on the GPU node"
+        )
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(
+        kwargs_handlers=[
+            InitProcessGroupKwargs(
+                backend="nccl" if torch.cuda.is_available() else "gloo",
+                timeout=datetime.timedelta(minutes=timeout_minutes),
+            )
+        ]
+    )
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        raise UserError(f"Accelerate started {accelerator.distributed_type}, not DeepSpeed")
+    return accelerator
+
+
+def _deepspeed_config() -> dict[str, Any]:
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    try:
+        return dict(json.loads(Path(path).read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"DeepSpeed config {path} cannot be read ({error}): run from the project's folder, or "
+            "pass --deepspeed_config_file to accelerate launch"
+        ) from error
+
+
+def gather_objects(items: Sequence[T]) -> list[T]:
+    """Concatenate every rank's list, in rank order, on every rank."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(items)
+    lists: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, list(items))
+    return [item for part in lists for item in part]
+
+
+def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
+    """This rank's part of a list: every item falls to exactly one rank."""
+    return list(items[rank::world_size])
+
+
+def close() -> None:
+    """Leave the process group, so that the launcher sees a clean end."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+class StopRequest:
+    """SIGTERM and SIGUSR1 (Slurm's warning) as a flag that all ranks act on together."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Install the handlers for the duration of a `with` block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        previous: dict[signal.Signals, Any] = {
+            number: signal.signal(number, self._note) for number in self.SIGNALS
+        }
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal_name = signal.Signals(number).name
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was told to stop; the engine asks all ranks together."""
+        return bool(self.signal_name)
+
+
+def progress_bar(description: str, total: int) -> tuple[Any, Callable[..., None]]:
+    """A bar on rank 0 (a plain line each tenth where there is no terminal), nothing elsewhere.
+
+    Returns:
+        A context manager, and `advance(steps, **fields)` that moves the bar and shows fields.
+    """
+    if env_rank() != 0:
+        return contextlib.nullcontext(), lambda steps=1, **fields: None
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        task = progress.add_task(description, total=total, shown="")
+
+        def advance(steps: int = 1, **fields: str) -> None:
+            progress.update(
+                task, advance=steps, shown="  ".join(f"{k} {v}" for k, v in fields.items())
+            )
+
+        return progress, advance
+
+    started, done, printed = time.monotonic(), 0, 0
+
+    def advance_plain(steps: int = 1, **fields: str) -> None:
+        nonlocal done, printed
+        done += steps
+        if total and done * 10 // total > printed:
+            printed = done * 10 // total
+            eta = (time.monotonic() - started) * (total - done) / done
+            shown = "  ".join(f"{key} {value}" for key, value in fields.items())
+            print(f"{description} {done}/{total}  {shown}  ETA {eta:.0f} s", flush=True)
+
+    return contextlib.nullcontext(), advance_plain

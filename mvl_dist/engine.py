@@ -1,0 +1,263 @@
+"""The training loop: Accelerate + DeepSpeed steps, validation, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from mvl_dist import checkpoint
+from mvl_dist.augment import augment
+from mvl_dist.checkpoint import Position
+from mvl_dist.config import OptimConfig
+from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader
+from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, share
+from mvl_dist.errors import UserError
+from mvl_dist.losses import dice_bce_loss, region_dice
+from mvl_dist.plan import Plan
+from mvl_dist.tracking import AnyTracker
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a training ended.
+
+    Attributes:
+        interrupted: name of the signal that stopped it, '' if it ran to its end.
+    """
+
+    position: Position
+    zero_stage: int
+    interrupted: str = ""
+
+
+class Stopped(Exception):  # noqa: N818 - a request, not an error
+    """All ranks agreed to stop here; carries the position to save."""
+
+    def __init__(self, position: Position) -> None:
+        super().__init__()
+        self.position = position
+
+
+def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step (from 0): linear warm-up, then constant as in the paper."""
+    warmup_steps = optim.warmup_epochs * steps_per_epoch
+    return optim.lr * min(1.0, (step + 1) / warmup_steps) if warmup_steps else optim.lr
+
+
+def prepare_engine(accelerator: Accelerator, model: torch.nn.Module, optim: OptimConfig) -> Any:
+    """Hand a model to DeepSpeed with Adam over its trainable parameters.
+
+    Raises:
+        UserError: DeepSpeed runs another ZeRO stage than its config asks for.
+    """
+    plugin = accelerator.state.deepspeed_plugin
+    settings = plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = optim.batch_size // accelerator.num_processes
+    settings["gradient_clipping"] = optim.max_grad_norm
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=optim.lr)
+    engine, _ = accelerator.prepare(model, optimizer)
+    asked, got = settings["zero_optimization"]["stage"], engine.zero_optimization_stage()
+    if asked != got:
+        raise UserError(f"DeepSpeed runs ZeRO stage {got}, its config asks for {asked}")
+    return engine
+
+
+class Trainer:
+    """One run on one rank; every method that talks to other ranks says so."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Any,
+        folder: Path,
+        tracker: AnyTracker,
+        donor_names: set[str],
+        frozen_checksum: str,
+    ) -> None:
+        self.plan, self.engine, self.folder, self.tracker = plan, engine, folder, tracker
+        self.donor_names, self.frozen_checksum = donor_names, frozen_checksum
+        self.optim = plan.config.optim
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device = engine.device
+        self.dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
+        data = plan.config.data
+        self.batches = RankBatches(
+            len(plan.split.train),
+            self.optim.batch_size,
+            self.rank,
+            self.world_size,
+            self.optim.seed,
+        )
+        self.loader = make_loader(self._cases(plan.split.train), self.batches, data.workers)
+        self.validation = self._cases(plan.split.validation)
+        self.steps_per_epoch = self.batches.batches_per_epoch
+
+    def _cases(self, cases: Sequence[str]) -> CaseDataset:
+        data = self.plan.config.data
+        return CaseDataset(data.store, self.plan.manifest, cases, data.channels, data.target)
+
+    # ------------------------------------------------------------------------------ training
+
+    def fit(self) -> FitResult:
+        """Train to the last epoch, from the last checkpoint if there is one (all ranks)."""
+        stage = self.engine.zero_optimization_stage()
+        position = Position()
+        if self.plan.config.resume:
+            position = checkpoint.load(self.engine, self.folder, self.frozen_checksum)
+        with StopRequest().listening() as stop:
+            bar, advance = progress_bar("training", self.optim.epochs * self.steps_per_epoch)
+            with bar:
+                advance(position.epoch * self.steps_per_epoch + position.batch)
+                try:
+                    while position.epoch < self.optim.epochs:
+                        position = self._epoch(position, stop, advance)
+                except Stopped as stopped:
+                    self._save(stopped.position)
+                    return FitResult(stopped.position, stage, stop.signal_name or "signal")
+        return FitResult(position, stage)
+
+    def _epoch(self, position: Position, stop: StopRequest, advance: Any) -> Position:
+        self.engine.train()
+        self.batches.set_position(position.epoch, position.batch)
+        started, seen = time.monotonic(), 0
+        for batch in self.loader:
+            loss, grad_norm = self._step(batch, position, stop)
+            position = replace(
+                position,
+                batch=position.batch + 1,
+                step=position.step + 1,
+                loss_sum=position.loss_sum + loss,
+            )
+            seen += self.optim.batch_size
+            rate = seen / (time.monotonic() - started)
+            self.tracker.metrics(
+                position.step, train_loss=loss, grad_norm=grad_norm, images_per_second=rate
+            )
+            advance(1, loss=f"{loss:.4f}", **{"images/s": f"{rate:.1f}"})
+        self.tracker.metrics(
+            position.step, train_loss_epoch=position.loss_sum / self.steps_per_epoch
+        )
+        position = replace(
+            position,
+            epoch=position.epoch + 1,
+            batch=0,
+            loss_sum=0.0,
+            finished=position.epoch + 1 == self.optim.epochs,
+        )
+        if position.finished or position.epoch % self.optim.validate_every == 0:
+            position = self._validate_and_save(position)
+        return position
+
+    def _step(self, batch: Batch, position: Position, stop: StopRequest) -> tuple[float, float]:
+        """One optimizer step; returns the global batch's loss and gradient norm.
+
+        Raises:
+            Stopped: a rank was told to stop; nothing of this batch was applied.
+            UserError: the loss is not finite on some rank.
+        """
+        optim = self.optim
+        # Dropout of a step depends on seed, step and rank alone: nothing to save for a resume.
+        torch.manual_seed((optim.seed * 1_000_003 + position.step) * 4099 + self.rank)
+        image = batch["image"].to(self.device, non_blocking=True)
+        target = batch["target"].to(self.device, non_blocking=True)
+        if self.plan.config.data.augmentation == "paper":
+            places = [int(place) for place in batch["position"]]
+            image, target = augment(image, target, optim.seed, position.epoch, places)
+        loss = dice_bce_loss(self.engine(image.to(self.dtype)), target)
+        # One collective answers three questions for all ranks: the loss, is it sound, go on?
+        report = torch.stack(
+            [
+                torch.nan_to_num(loss.detach().float(), 0.0, 0.0, 0.0),
+                (~torch.isfinite(loss.detach())).float(),
+                torch.tensor(float(stop.requested), device=self.device),
+            ]
+        )
+        dist.all_reduce(report)
+        loss_sum, broken, stopping = report.tolist()
+        if stopping:
+            raise Stopped(position)
+        if broken:
+            raise UserError(
+                f"the loss is not finite at step {position.step + 1} (epoch {position.epoch + 1}): "
+                f"the training diverged at --lr {optim.lr}; lower it, or add --warmup-epochs 1 "
+                "--max-grad-norm 1. The last checkpoint is from before"
+            )
+        rate = learning_rate(optim, position.step, self.steps_per_epoch)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.engine.backward(loss)
+        grad_norm = self._gradient_norm_before_step()
+        self.engine.step()
+        if grad_norm is None:
+            grad_norm = float(self.engine.get_global_grad_norm())
+        return loss_sum / self.world_size, grad_norm
+
+    def _gradient_norm_before_step(self) -> float | None:
+        # ZeRO computes the norm in its step; stage 0 in float32 never does.
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        if self.engine.zero_optimization_stage() > 0 or self.dtype != torch.float32:
+            return None
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    # ---------------------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and Dice over the validation cases at the store's grid, each once (all ranks)."""
+        self.engine.eval()
+        mine = share(range(len(self.validation)), self.rank, self.world_size)
+        # ZeRO-3 gathers weights in every forward: all ranks must call it equally often.
+        rounds = -(-len(self.validation) // self.world_size)
+        rows: list[tuple[float, list[float]]] = []
+        for turn in range(rounds):
+            item = self.validation[(mine[turn] if turn < len(mine) else 0, 0)]
+            logits = self.engine(item["image"][None].to(self.device, self.dtype))
+            if turn < len(mine):
+                target = item["target"][None].to(self.device)
+                loss = float(dice_bce_loss(logits, target))
+                rows.append((loss, region_dice(logits, target)[0].tolist()))
+        rows = gather_objects(rows)
+        values = {"val_loss": _mean([loss for loss, _ in rows])}
+        for index, region in enumerate(self.plan.regions):
+            values[f"val_dice/{metric_name(region.name)}"] = _mean([d[index] for _, d in rows])
+        values["val_dice"] = _mean([_mean(dice) for _, dice in rows])
+        return values
+
+    def _validate_and_save(self, position: Position) -> Position:
+        values = self.validate()
+        self.tracker.metrics(position.step, epoch=position.epoch, **values)
+        if not math.isfinite(values["val_loss"]):
+            raise UserError(
+                f"the validation loss is not finite after epoch {position.epoch}: the training "
+                f"diverged at --lr {self.optim.lr}; lower it, or add --warmup-epochs 1 "
+                "--max-grad-norm 1"
+            )
+        if values["val_dice"] > position.best_dice:
+            position = replace(position, best_dice=values["val_dice"], best_epoch=position.epoch)
+            about = {"epoch": str(position.epoch), "val_dice": json.dumps(values["val_dice"])}
+            checkpoint.save_best(self.engine, self.folder, self.donor_names, about)
+        self._save(position)
+        return position
+
+    def _save(self, position: Position) -> None:
+        keep = self.plan.config.keep_checkpoints
+        checkpoint.save(self.engine, self.folder, position, self.frozen_checksum, keep)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def metric_name(region: str) -> str:
+    """A region's name in the letters that MLflow allows in a metric's name."""
+    return "".join(char if char.isalnum() or char in "_-. /" else "_" for char in region)

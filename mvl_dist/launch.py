@@ -1,0 +1,107 @@
+"""`mvl train`: check a run in a second, then hand it to `accelerate launch`.
+
+The same as `accelerate launch --config_file FILE mvl_dist/train.py ...`, with mistakes found
+before any rank is started.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mvl_dist.config import parse
+from mvl_dist.errors import UserError
+from mvl_dist.plan import make_plan
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "accelerate_configs"
+
+
+def launcher_config(name: str) -> Path:
+    """Path of an accelerate config: a file, or the name of one in accelerate_configs/.
+
+    Raises:
+        UserError: no such file.
+    """
+    for path in (Path(name), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path.resolve()
+    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    raise UserError(f"--launcher {name}: no such accelerate config; known: {known}, or give a file")
+
+
+def default_launcher() -> str:
+    """`cpu2` where there is no NVIDIA device, else `gpu1` or `a100x8` by their number."""
+    devices = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+    return "cpu2" if not devices else "a100x8" if len(devices) >= 8 else "gpu1"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry of `mvl train`."""
+    rest = list(argv)
+    name = default_launcher()
+    for index, argument in enumerate(rest):
+        if argument.partition("=")[0] == "--launcher":
+            _, equals, value = argument.partition("=")
+            if not equals and index + 1 == len(rest):
+                raise UserError("--launcher needs a value: the name of an accelerate config")
+            name = value if equals else rest[index + 1]
+            del rest[index : index + (1 if equals else 2)]
+            break
+    if any(argument in ("-h", "--help") for argument in rest):
+        print("mvl train [--launcher NAME|FILE.yaml] [--preset NAME] [--config FILE.yaml] [flags]")
+        print(f"--launcher: a file, or a name of accelerate_configs/ (here: {name})\n")
+    config_file = launcher_config(name)
+    make_plan(parse(rest))
+    return _run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *("--config_file", str(config_file)),
+            *("--deepspeed_config_file", str(deepspeed_config(config_file))),
+            str(ROOT / "mvl_dist" / "train.py"),
+            *rest,
+        ]
+    )
+
+
+def deepspeed_config(config_file: Path) -> Path:
+    """Absolute path of the DeepSpeed config that an accelerate config names.
+
+    The files name it relative to the project, whatever folder the user stands in.
+
+    Raises:
+        UserError: the config names none, or one that does not exist.
+    """
+    try:
+        settings = yaml.safe_load(config_file.read_text())
+        name = settings["deepspeed_config"]["deepspeed_config_file"]
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{config_file}: names no deepspeed_config.deepspeed_config_file; start from "
+            f"{CONFIGS / 'cpu2.yaml'}"
+        ) from error
+    for path in (Path(name), ROOT / name):
+        if path.is_file():
+            return path.resolve()
+    raise UserError(f"{config_file}: its DeepSpeed config {name} does not exist")
+
+
+def _run(command: Sequence[str]) -> int:
+    process = subprocess.Popen(command)
+
+    def forward(number: int, frame: Any) -> None:
+        # To the ranks, which save and leave; the launcher itself would only write a trace.
+        import psutil
+
+        for child in psutil.Process(process.pid).children():
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, forward)
+    return 1 if process.wait() else 0

@@ -1,0 +1,103 @@
+"""MedVisionLlama: a frozen language-model block inside the ViT (paper section 3.1, equation 2).
+
+    tokens -> first `llm_position` ViT blocks -> V_D1 -> block, + its input -> V_D2 -> other blocks
+
+The paper's text and Figure 1 put the language model between encoder and decoder (position 16 of
+16); the published code puts it before the positions and all blocks (position 0). V_D1 and V_D2 are
+a frozen random linear with a trained low-rank update and bias (section 3.2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from mvl_dist.errors import UserError
+from mvl_dist.models.vit import ViTParts
+
+if TYPE_CHECKING:
+    from mvl_dist.config import LoRAConfig
+    from mvl_dist.models import ModelSpec
+
+
+class Mappers(nn.Module):
+    """V_D1 into the language model's width, V_D2 back from it."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(width, hidden)
+        self.back = nn.Linear(hidden, width)
+
+
+class MedVisionLlama(nn.Module):
+    """ViT with a frozen block of a language model; parts: `vit`, `mappers`, `llm`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        if spec.donor is None:
+            raise ValueError("medvisionllama is built around a donor")
+        self.position = spec.config.llm_position
+        # In this order, so that the ViT begins with the weights that ViT-Baseline has.
+        self.vit = ViTParts(spec)
+        self.mappers = Mappers(spec.config.width, spec.donor.hidden_size)
+        self.llm = spec.donor.block
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, C, D, H, W) -> logits (B, R, D, H, W)."""
+        tokens = self.vit.embedding(image)
+        if self.position == 0:  # the published code adds positions after the language model
+            tokens = self.vit.positions(self.refine(tokens))
+        else:
+            tokens = self.vit.positions(tokens)
+        for number, block in enumerate(self.vit.blocks, start=1):
+            tokens = block(tokens)
+            if number == self.position:
+                tokens = self.refine(tokens)
+        return self.vit.head(tokens)  # type: ignore[no-any-return]
+
+    def refine(self, tokens: torch.Tensor) -> torch.Tensor:
+        """P -> Q of equation 2: (B, T, width) -> (B, T, width)."""
+        hidden = self.mappers.into(tokens)
+        return self.mappers.back(self.llm(hidden) + hidden)  # type: ignore[no-any-return]
+
+
+def linear_names(block: nn.Module) -> list[str]:
+    """Names that LoRA can target in a block: the last part of each linear's path."""
+    names = (name for name, module in block.named_modules() if isinstance(module, nn.Linear))
+    return sorted({name.rsplit(".", 1)[-1] for name in names})
+
+
+def add_lora(model: MedVisionLlama, lora: LoRAConfig) -> None:
+    """Freeze block and mapper weights, and give them low-rank updates through PEFT, in place.
+
+    Raises:
+        UserError: a target that is no linear of the block.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    available = linear_names(model.llm)
+    for target in lora.targets:
+        if target not in available:
+            raise UserError(
+                f"--lora-targets {target}: no such linear in the donor's block; "
+                f"it has {', '.join(available)}"
+            )
+    model.llm.requires_grad_(False)
+    settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0}
+    # PEFT freezes all that it does not add, so the two parts are injected one by one.
+    inject_adapter_in_model(LoraConfig(target_modules=["into", "back"], **settings), model.mappers)
+    for mapper in (model.mappers.into, model.mappers.back):
+        mapper.base_layer.bias.requires_grad_(True)
+    if lora.targets:
+        inject_adapter_in_model(
+            LoraConfig(target_modules=list(lora.targets), **settings), model.llm
+        )
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """Build MedVisionLlama around `spec.donor`."""
+    model = MedVisionLlama(spec)
+    add_lora(model, spec.config.lora)
+    return model

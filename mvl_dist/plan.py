@@ -1,0 +1,89 @@
+"""From a config to everything that is known before anything slow is imported.
+
+A wrong path, task, fold, grid or donor is found here, in one process or on every rank alike, in
+well under a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mvl_dist.config import RunConfig
+from mvl_dist.errors import UserError
+from mvl_dist.models import check_model_name, needs_donor
+from mvl_dist.models.donors import check_donor
+from mvl_dist.splits import Split, held_out_cases, make_split
+from mvl_dist.store import Manifest, read_manifest, regions_of
+from mvl_dist.tasks import Region
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start: its config (task name in full), data and split."""
+
+    config: RunConfig
+    manifest: Manifest
+    split: Split
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """One output channel of the model each."""
+        return tuple(regions_of(self.manifest.task, self.config.data.target))
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of the model."""
+        return 1 if self.config.data.channels == "first" else len(self.manifest.task.modalities)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Check a config against store, model registry and donor.
+
+    Raises:
+        UserError: the first thing found missing, with the command that makes it.
+    """
+    data = config.data
+    check_model_name(config.model.name)
+    manifest = read_manifest(data.store, data.task)
+    task = manifest.task.name
+    if manifest.grid != data.grid:
+        held, asked = ("x".join(map(str, grid)) for grid in (manifest.grid, data.grid))
+        raise UserError(
+            f"{data.store}/{task} holds {held} voxels, the run asks for {asked}: pass --grid "
+            f"{' '.join(map(str, manifest.grid))} (and a --patch that divides it), or convert with "
+            f"'mvl convert --grid {' '.join(map(str, data.grid))}' into another --store"
+        )
+    split = make_split(
+        tuple(manifest.cases), task, data.fold, data.fraction, seed=manifest.split_seed
+    )
+    if set(split.test) != set(manifest.test_cases):
+        # The store's intensity statistics would have seen cases that this split tests.
+        raise UserError(
+            f"{data.store}/{task}: its held-out cases are not those of this program's split "
+            f"({len(held_out_cases(tuple(manifest.cases), task, manifest.split_seed))} expected): "
+            "convert again"
+        )
+    if needs_donor(config.model.name):
+        check_donor(config.model.donor.source, config.model.donor.layers)
+    return Plan(replace(config, data=replace(data, task=task)), manifest, split)
+
+
+def with_batch_for(config: RunConfig, world_size: int) -> RunConfig:
+    """The config with the global batch that this number of ranks can hold.
+
+    A batch smaller than the number of ranks is raised to one case a rank (the caller says so: it
+    is another run); one that does not divide is refused.
+
+    Raises:
+        UserError: the batch does not divide among the ranks.
+    """
+    batch = config.optim.batch_size
+    if batch < world_size:
+        return replace(config, optim=replace(config.optim, batch_size=world_size))
+    if batch % world_size:
+        fits = batch // world_size * world_size
+        raise UserError(
+            f"--batch-size {batch} does not divide among {world_size} ranks: "
+            f"{fits} or {fits + world_size} does"
+        )
+    return config

@@ -1,0 +1,118 @@
+"""A run's folder: its names, and a trained model read back from it without DeepSpeed.
+
+OUTPUT/TASK/MODEL-foldF-IDENTITY/
+  config.yaml  split.json  run.json       what was run
+  journal.jsonl  mlflow.json              what was tracked
+  checkpoints/                            for resuming
+  best.safetensors                        the model with the best validation Dice
+  test_cases.csv  test_overlay.png        how it did
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mvl_dist import checkpoint
+from mvl_dist.config import RunConfig, from_plain, to_plain
+from mvl_dist.errors import UserError
+from mvl_dist.models import build_model, needs_donor
+from mvl_dist.models.count import donor_parameter_names
+from mvl_dist.models.donors import Donor, load_donor
+from mvl_dist.plan import Plan, make_plan
+from mvl_dist.store import write_text_atomically
+
+CONFIG = "config.yaml"
+ABOUT = "run.json"
+
+
+def run_folder(config: RunConfig, identity: str) -> Path:
+    """Where a run lies; the same run lies in the same place."""
+    name = f"{config.model.name}-fold{config.data.fold}-{identity}"
+    return config.output / config.data.task / name
+
+
+def load_run_donor(config: RunConfig) -> Donor | None:
+    """The donor that a config asks for, or None for a model without one."""
+    if not needs_donor(config.model.name):
+        return None
+    donor = config.model.donor
+    return load_donor(donor.source, donor.layers, seed=config.optim.seed)
+
+
+def build(plan: Plan, donor: Donor | None) -> torch.nn.Module:
+    """The plan's model with its initial weights, the same on every rank."""
+    torch.manual_seed(plan.config.optim.seed)
+    return build_model(
+        plan.config.model,
+        in_channels=plan.in_channels,
+        out_channels=len(plan.regions),
+        grid=plan.config.data.grid,
+        donor=donor,
+    )
+
+
+def frozen_checksum(model: torch.nn.Module) -> str:
+    """Checksum of the frozen tensors, which no checkpoint holds: they must come out the same."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_description(folder: Path, plan: Plan, about: dict[str, Any]) -> None:
+    """Write config.yaml, split.json and run.json: a run is understood from its folder alone."""
+    write_text_atomically(folder / CONFIG, yaml.safe_dump(to_plain(plan.config), sort_keys=False))
+    write_text_atomically(folder / "split.json", json.dumps(plan.split.to_dict(), indent=1))
+    write_text_atomically(folder / ABOUT, json.dumps(about, indent=1))
+
+
+def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.nn.Module]:
+    """Read a trained run back as a plain model in evaluation mode, on the GPU if there is one.
+
+    Args:
+        folder: the run's folder.
+        store: where the store lies now, if it was moved.
+
+    Raises:
+        UserError: not a run's folder, nothing trained in it, or another store or donor than it was
+            trained with.
+    """
+    try:
+        plain = yaml.safe_load((folder / CONFIG).read_text())
+        about = json.loads((folder / ABOUT).read_text())
+    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{folder}: not a run's folder ({CONFIG} or {ABOUT} missing or damaged); a training "
+            "prints its folder when it ends"
+        ) from error
+    config = from_plain(plain, RunConfig(), str(folder / CONFIG))
+    if store is not None:
+        config = replace(config, data=replace(config.data, store=store))
+    plan = make_plan(config)
+    if plan.manifest.checksum != about["data_checksum"]:
+        raise UserError(
+            f"{config.data.store}/{config.data.task} has changed since {folder} was trained "
+            f"(checksum {plan.manifest.checksum}, then {about['data_checksum']}): its held-out "
+            "cases may have been trained on; pass the old store with --store"
+        )
+    donor = load_run_donor(config)
+    if donor is not None and donor.checksum != about["donor_checksum"]:
+        raise UserError(
+            f"donor {config.model.donor.source} is not the one that {folder} was trained with"
+        )
+    model = build(plan, donor)
+    metadata = checkpoint.load_best(folder, model, donor_parameter_names(model))
+    dtype = torch.float32
+    if torch.cuda.is_available():
+        model.to("cuda")
+        dtype = torch.bfloat16 if metadata.get("dtype") == "bfloat16" else dtype
+    return plan, model.to(dtype).eval()

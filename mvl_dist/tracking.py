@@ -1,0 +1,315 @@
+"""MLflow, through a journal that a lost server or a killed job cannot empty.
+
+Everything to be tracked is first a line of `journal.jsonl` in the run's folder. A thread sends the
+lines in batches (a metric sent by itself costs milliseconds of SQL) and notes in `journal.sent` how
+far it got. A server that goes away stops the sending, never the training; what is left over is
+sent by the next run of the same job or by `mvl sync RUN_FOLDER`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from mvl_dist.errors import UserError
+from mvl_dist.store import write_text_atomically
+
+JOURNAL = "journal.jsonl"
+SENT = "journal.sent"
+RUN_FILE = "mlflow.json"
+FLUSH_SECONDS = 5.0
+METRICS_A_BATCH = 1000  # MLflow's limit for one log_batch call
+PARAMS_A_BATCH = 100
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def default_uri(output: Path) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in the output folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+
+
+def open_command(uri: str) -> str:
+    """The line that shows the runs in a browser."""
+    if uri.startswith("http"):
+        return f"open {uri}"
+    return f".venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
+
+
+def _client(uri: str) -> Any:
+    # A dead server must cost seconds: MLflow's own default is seven retries of two minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient  # 1.5 s, and only rank 0 needs it
+
+    return MlflowClient(tracking_uri=uri)
+
+
+class Journal:
+    """Lines waiting to be sent: appended by the training, read by the sender."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / JOURNAL
+        self._file = self.path.open("a")
+        if self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
+            self._file.write("\n")  # a killed run's last line may be half; it must end there
+
+    def append(self, operation: dict[str, Any]) -> None:
+        """Add one operation; on disk before this returns to the training loop's next flush."""
+        self._file.write(json.dumps(operation) + "\n")
+        self._file.flush()
+
+    def waiting(self) -> tuple[list[dict[str, Any]], int]:
+        """Operations not sent yet, and the offset after them. A half line is left out."""
+        start = self.sent_offset()
+        with self.path.open("rb") as file:
+            file.seek(start)
+            text = file.read()
+        text = text[: text.rfind(b"\n") + 1]
+        operations = []
+        for line in text.splitlines():
+            try:
+                operations.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the half line of a killed run
+        return operations, start + len(text)
+
+    def sent_offset(self) -> int:
+        """Bytes of the journal that the server has."""
+        try:
+            return int((self.folder / SENT).read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def mark_sent(self, offset: int) -> None:
+        """Note that everything before `offset` has arrived."""
+        write_text_atomically(self.folder / SENT, str(offset))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
+    """Send operations in order, metrics, parameters and tags in batches."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics: list[Metric] = []
+    for operation in operations:
+        kind = operation["op"]
+        if kind == "metrics":
+            metrics += [
+                Metric(key, value, operation["time_ms"], operation["step"])
+                for key, value in operation["values"].items()
+            ]
+            continue
+        if kind == "params":
+            params = [Param(key, value) for key, value in operation["values"].items()]
+            for start in range(0, len(params), PARAMS_A_BATCH):
+                client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
+        elif kind == "tags":
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in operation["values"].items()])
+        elif kind == "artifact":
+            if Path(operation["path"]).exists():
+                client.log_artifact(run_id, operation["path"], operation["folder"])
+        elif kind == "table":
+            client.log_table(run_id, operation["columns"], operation["file"])
+        elif kind == "end":
+            client.set_terminated(run_id, operation["status"], operation["time_ms"])
+    for start in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:6000]
+    return flat
+
+
+class Tracker:
+    """One run's MLflow side; made on rank 0 only (`NullTracker` elsewhere)."""
+
+    def __init__(self, folder: Path, uri: str, experiment: str, run_name: str) -> None:
+        """Start the MLflow run, or go on with the one that this folder already has.
+
+        Raises:
+            UserError: the tracking server does not answer. Once a run has begun this is no error.
+        """
+        self.folder, self.uri = folder, uri
+        self._client = _client(uri)
+        self.run_id = self._open_run(experiment, run_name)
+        self._journal = Journal(folder)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._thread = threading.Thread(target=self._send_regularly, daemon=True)
+        self._thread.start()
+
+    def _open_run(self, experiment: str, run_name: str) -> str:
+        run_file = self.folder / RUN_FILE
+        try:
+            if run_file.exists():
+                known = json.loads(run_file.read_text())
+                if known["uri"] == self.uri:
+                    self._client.update_run(known["run_id"], status="RUNNING")
+                    return str(known["run_id"])
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                # Without a server, MLflow would put artifacts into the working directory.
+                local = self.uri.startswith("sqlite:")
+                location = str(self.folder.parent.parent.resolve() / "artifacts") if local else None
+                experiment_id = self._client.create_experiment(experiment, location)
+            else:
+                experiment_id = found.experiment_id
+            run_id = str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
+        except Exception as error:
+            raise UserError(
+                f"MLflow at {self.uri} cannot be used ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}): start it with 'mlflow server --host "
+                "127.0.0.1', or unset MLFLOW_TRACKING_URI to use a SQLite file in --output"
+            ) from error
+        write_text_atomically(run_file, json.dumps({"uri": self.uri, "run_id": run_id}))
+        (self.folder / SENT).unlink(missing_ok=True)
+        return run_id
+
+    # ------------------------------------------------------------------ what the engine calls
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Log numbers at a step; a value that is not finite is kept as MLflow keeps it (NaN)."""
+        self._append(op="metrics", step=step, values={k: float(v) for k, v in values.items()})
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log nested settings, flattened with dots."""
+        self._append(op="params", values=_flatten(values))
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Set tags, the columns that users filter runs by."""
+        self._append(op="tags", values=_flatten(values))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Attach a file, as it is when it is sent."""
+        self._append(op="artifact", path=str(path.resolve()), folder=folder)
+
+    def table(self, rows: list[dict[str, Any]], file: str) -> None:
+        """Attach rows as a table that MLflow's page shows (`file` ends in .json)."""
+        columns = {
+            key: [
+                None if isinstance(row[key], float) and math.isnan(row[key]) else row[key]
+                for row in rows
+            ]
+            for key in rows[0]
+        }
+        self._append(op="table", columns=columns, file=file)
+
+    def close(self, status: Status) -> str:
+        """Send what is left and end the run; return a line if something still waits, else ''."""
+        self._append(op="end", status=status)
+        self._stop.set()
+        self._thread.join()
+        sent = self.flush()
+        self._journal.close()
+        if sent:
+            return ""
+        return (
+            f"MLflow at {self.uri} does not answer; everything is kept in {self.folder / JOURNAL}: "
+            f"'mvl sync {self.folder}' sends it"
+        )
+
+    def flush(self) -> bool:
+        """Send what waits; False if the server did not take it (it stays in the journal)."""
+        with self._lock:
+            operations, offset = self._journal.waiting()
+            if not operations:
+                return True
+            try:
+                send(self._client, self.run_id, operations)
+            except Exception as error:
+                if self._failures == 0:
+                    print(
+                        f"note: MLflow at {self.uri} does not answer ({type(error).__name__}); "
+                        "training goes on, the journal keeps everything",
+                        flush=True,
+                    )
+                self._failures += 1
+                return False
+            self._failures = 0
+            self._journal.mark_sent(offset)
+            return True
+
+    # --------------------------------------------------------------------------------- inside
+
+    def _append(self, **operation: Any) -> None:
+        self._journal.append({"time_ms": int(time.time() * 1000), **operation})
+
+    def _send_regularly(self) -> None:
+        while not self._stop.wait(FLUSH_SECONDS):
+            self.flush()
+
+
+class NullTracker:
+    """What ranks other than 0 have: takes everything, keeps nothing."""
+
+    uri = ""
+    run_id = ""
+
+    def metrics(self, step: int, **values: float) -> None:
+        """Ignore."""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Ignore."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Ignore."""
+
+    def table(self, rows: list[dict[str, Any]], file: str) -> None:
+        """Ignore."""
+
+    def close(self, status: Status) -> str:
+        """Nothing waits."""
+        return ""
+
+
+AnyTracker = Tracker | NullTracker
+
+
+def sync(folder: Path) -> int:
+    """Send what a run's journal still holds; return the number of operations sent.
+
+    Raises:
+        UserError: the folder is no run's, or the server still does not answer.
+    """
+    try:
+        known = json.loads((folder / RUN_FILE).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder}: no run of mvl_dist/train.py ({RUN_FILE} is missing)") from error
+    uri = os.environ.get("MLFLOW_TRACKING_URI", known["uri"])
+    journal = Journal(folder)
+    operations, offset = journal.waiting()
+    journal.close()
+    try:
+        send(_client(uri), known["run_id"], operations)
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {uri} does not take the run ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}): start it and call 'mvl sync {folder}' again"
+        ) from error
+    if operations:
+        journal.mark_sent(offset)
+    return len(operations)
