@@ -77,9 +77,7 @@ def _read(job: Job) -> Scan | Outcome:
 
 def _done(scan: Scan) -> Outcome:
     read = sum(source.bytes for source in scan.sources.values())
-    return Outcome(
-        scan.name, read_bytes=read, raw_bytes=scan.raw_bytes, oriented=scan.oriented
-    )
+    return Outcome(scan.name, read_bytes=read, raw_bytes=scan.raw_bytes, oriented=scan.oriented)
 
 
 def _statistics_file(job: Job) -> Path:

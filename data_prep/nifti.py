@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -197,7 +196,8 @@ def _check_same_grid(pair: Pair, image: nib.Nifti1Image, label: nib.Nifti1Image)
     label_shape = label.shape[:3] if label.shape[3:] in ((), (1,)) else label.shape
     if image.shape[:3] != label_shape:
         raise UserError(
-            f"{pair.label}: shape {label.shape} differs from its image's {image.shape[:3]}; {REPAIR}"
+            f"{pair.label}: shape {label.shape} differs from its image's {image.shape[:3]}; "
+            f"{REPAIR}"
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in label_shape])).reshape(3, -1)
     apart = image.affine[:3] - label.affine[:3]

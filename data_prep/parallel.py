@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
@@ -118,7 +119,7 @@ def _in_processes(
         ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
     ):
         running: set[Future[Any]] = {
-            pool.submit(work, job) for job, _ in zip(waiting, range(2 * workers), strict=False)
+            pool.submit(work, job) for job in itertools.islice(waiting, 2 * workers)
         }
         try:
             while running:

@@ -186,7 +186,7 @@ def to_plain(config: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return plain(dataclasses.asdict(config))  # type: ignore[no-any-return]
+    return plain(dataclasses.asdict(config))
 
 
 def from_plain(plain: dict[str, Any], base: RunConfig, source: str) -> RunConfig:
@@ -222,7 +222,7 @@ def from_plain(plain: dict[str, Any], base: RunConfig, source: str) -> RunConfig
                 )
         return dataclasses.replace(config, **changes)
 
-    return overlay(base, plain, "")  # type: ignore[no-any-return]
+    return overlay(base, plain, "")
 
 
 def load_yaml(path: Path, base: RunConfig) -> RunConfig:

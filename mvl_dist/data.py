@@ -48,7 +48,7 @@ class CaseDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:  # type: ignore[override]
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
         index, position = item
         case = self.cases[index]
         label = torch.from_numpy(read_array(self.store, self.task, case, "label"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -111,15 +113,18 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import DistributedType
 
-    accelerator = Accelerator(
-        kwargs_handlers=[
-            InitProcessGroupKwargs(
-                backend="nccl" if torch.cuda.is_available() else "gloo",
-                timeout=datetime.timedelta(minutes=timeout_minutes),
-            )
-        ]
-    )
+    # torch 2.13 renamed collectives that DeepSpeed 0.19 calls by their old names.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it compiled
+        accelerator = Accelerator(
+            kwargs_handlers=[
+                InitProcessGroupKwargs(
+                    backend="nccl" if torch.cuda.is_available() else "gloo",
+                    timeout=datetime.timedelta(minutes=timeout_minutes),
+                )
+            ]
+        )
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise UserError(f"Accelerate started {accelerator.distributed_type}, not DeepSpeed")
     return accelerator

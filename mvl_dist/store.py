@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 STORE_VERSION = 1
 MANIFEST = "manifest.json"
 ARRAYS = ("image", "label", "label_native")
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
 
 Shape3D = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -244,7 +244,7 @@ def full_disk_is_a_user_error(where: Path) -> Iterator[None]:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, never a part."""
-    partial = path.with_name(f"{_PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
+    partial = path.with_name(f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with full_disk_is_a_user_error(path.parent):
             with partial.open("w") as file:
@@ -268,8 +268,8 @@ def create_task_group(store: Path, task: str) -> Path:
         zarr.open_group(store / task, mode="a", zarr_format=3)
         zarr.open_group(store / task / "cases", mode="a", zarr_format=3)
     for partial in [
-        *(store / task).glob(f"{_PARTIAL}*"),
-        *(store / task / "cases").glob(f"{_PARTIAL}*"),
+        *(store / task).glob(f"{PARTIAL}*"),
+        *(store / task / "cases").glob(f"{PARTIAL}*"),
     ]:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -294,7 +294,7 @@ def write_case(
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     final = store / task / "cases" / name
-    partial = final.with_name(f"{_PARTIAL}{name}-{uuid.uuid4().hex[:8]}")
+    partial = final.with_name(f"{PARTIAL}{name}-{uuid.uuid4().hex[:8]}")
     checksums = {key: array_sha256(getattr(arrays, key)) for key in ARRAYS}
     try:
         with full_disk_is_a_user_error(store):

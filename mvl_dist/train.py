@@ -22,6 +22,7 @@ from mvl_dist import distributed
 from mvl_dist.config import identity, parse, to_plain
 from mvl_dist.errors import UserError
 from mvl_dist.plan import Plan, make_plan, with_batch_for
+from mvl_dist.tracking import open_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,6 +46,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _test(plan, folder, tracker, result)
     _close(tracker, "FINISHED")
+    distributed.say(
+        f"\nper case     {folder / 'test_cases.csv'}\npicture      {folder / 'test_overlay.png'}\n"
+        f"best model   {folder / 'best.safetensors'}\ncheckpoints  {folder / 'checkpoints'}"
+    )
+    if tracker.uri:
+        distributed.say(f"MLflow       {open_command(tracker.uri)}")
     return 0
 
 
@@ -171,10 +178,12 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     tracker.artifact(folder / "test_overlay.png")
     tracker.artifact(folder / "best.safetensors", "model")
     position = result.position
-    print(f"\n{task.name}, {len(plan.split.test)} held-out test cases, {plan.config.model.name}, ")
-    print(f"best of {position.epoch} epochs by validation Dice: {position.best_dice:.3f} ", end="")
-    print(f"after epoch {position.best_epoch}\n")
-    print(table(summary, task.tolerance_mm))
+    print(
+        f"\n{task.name}, {len(plan.split.test)} held-out test cases, {plan.config.model.name}\n"
+        f"best of {position.epoch} epochs by validation Dice: {position.best_dice:.3f} after epoch "
+        f"{position.best_epoch}\n\n{table(summary, task.tolerance_mm)}",
+        flush=True,
+    )
 
 
 def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], predictions: list[Any]) -> None:

@@ -130,8 +130,8 @@ def test_nsd_weighs_faces_by_their_area_in_mm2_and_not_by_voxels(
     thin, thick = (box((4, 0, 0), (n, 200, 200), (12, 200, 200)) for n in (3, 5))
     d, h, w = spacing_mm
     face, rim = 200 * h * 200 * w, 2 * 200 * d * (h + w)  # the rim of one layer of voxels
-    # Slabs share one face and the rim: all 3 layers of the thin one, and 3.5 of the thick one, whose
-    # surfels at the thin one's edge stand for half a layer on either side.
+    # Slabs share one face and the rim: all 3 layers of the thin one, and 3.5 of the thick one,
+    # whose surfels at the thin one's edge stand for half a layer on either side.
     expected = (2 * face + 6.5 * rim) / (4 * face + 8 * rim)
     nsd = case_metrics(thick, thin, spacing_mm, 0.1)["nsd"]
     assert nsd == pytest.approx(expected, abs=0.002)

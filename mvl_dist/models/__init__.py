@@ -88,4 +88,4 @@ def build_model(
                 f"{below or above} or {above} fits"
             )
     builder = importlib.import_module(MODELS[config.name].module).build
-    return builder(ModelSpec(config, in_channels, out_channels, grid, donor))  # type: ignore[no-any-return]
+    return builder(ModelSpec(config, in_channels, out_channels, grid, donor))

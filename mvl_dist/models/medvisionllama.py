@@ -55,12 +55,12 @@ class MedVisionLlama(nn.Module):
             tokens = block(tokens)
             if number == self.position:
                 tokens = self.refine(tokens)
-        return self.vit.head(tokens)  # type: ignore[no-any-return]
+        return self.vit.head(tokens)
 
     def refine(self, tokens: torch.Tensor) -> torch.Tensor:
         """P -> Q of equation 2: (B, T, width) -> (B, T, width)."""
         hidden = self.mappers.into(tokens)
-        return self.mappers.back(self.llm(hidden) + hidden)  # type: ignore[no-any-return]
+        return self.mappers.back(self.llm(hidden) + hidden)
 
 
 def linear_names(block: nn.Module) -> list[str]:
@@ -88,8 +88,9 @@ def add_lora(model: MedVisionLlama, lora: LoRAConfig) -> None:
     settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0}
     # PEFT freezes all that it does not add, so the two parts are injected one by one.
     inject_adapter_in_model(LoraConfig(target_modules=["into", "back"], **settings), model.mappers)
-    for mapper in (model.mappers.into, model.mappers.back):
-        mapper.base_layer.bias.requires_grad_(True)
+    for name, parameter in model.mappers.named_parameters():
+        if name.endswith("base_layer.bias"):
+            parameter.requires_grad_(True)
     if lora.targets:
         inject_adapter_in_model(
             LoraConfig(target_modules=list(lora.targets), **settings), model.llm

@@ -40,7 +40,7 @@ class LlamaBlock(nn.Module):
             hidden = layer(
                 hidden, attention_mask=None, position_embeddings=no_rotation, is_causal=False
             )
-        return self.norm(hidden)  # type: ignore[no-any-return]
+        return self.norm(hidden)
 
 
 def empty_block(config: Mapping[str, Any], count: int) -> LlamaBlock:
@@ -74,7 +74,10 @@ def empty_block(config: Mapping[str, Any], count: int) -> LlamaBlock:
             f"donor config of type '{model_type}' is not usable: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-    return LlamaBlock(layers, norm, layers[0].self_attn.head_dim)
+    head_dim = getattr(settings, "head_dim", None) or (
+        settings.hidden_size // settings.num_attention_heads
+    )
+    return LlamaBlock(layers, norm, head_dim)
 
 
 def tensor_names(block: LlamaBlock, layers: Sequence[int]) -> dict[str, str]:

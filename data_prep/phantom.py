@@ -1,0 +1,179 @@
+"""`mvl phantom`: two synthetic tasks in MSD's format, for tests and for a first run without data.
+
+Their numbers (91, 93) and names cannot be taken for the real tasks. Every case is drawn from the
+seed and its own name, and written with fixed time stamps: the same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.phantom_scans import PhantomScan, brain, trunk
+from mvl_dist.errors import UserError
+from mvl_dist.store import full_disk_is_a_user_error, write_text_atomically
+
+# Raised whenever the same seed would give other files.
+PHANTOM_VERSION = 1
+_ORIENTATIONS = ("LPS", "RAS", "LAS")
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """Write two synthetic tasks in the format of the Medical Segmentation Decathlon."""
+
+    msd_root: Path
+    """Folder to write Task91_PhantomTumour and Task93_PhantomLesion into."""
+    cases: int = 20
+    """Cases a task; a test part and five folds need at least 6."""
+    seed: int = 0
+    """Another seed gives other cases."""
+
+
+@dataclass(frozen=True)
+class PhantomTask:
+    """A synthetic task: how it is described, and what draws its scans."""
+
+    name: str
+    prefix: str
+    description: str
+    modality: tuple[str, ...]
+    labels: tuple[str, ...]
+    draw: Callable[[np.random.Generator], PhantomScan]
+
+
+PHANTOM_TASKS = (
+    PhantomTask(
+        "Task91_PhantomTumour",
+        "tumour",
+        "Synthetic brain with a nested tumour, four MRI channels; not from any patient",
+        ("FLAIR", "T1w", "t1gd", "T2w"),
+        ("edema", "non-enhancing tumor", "enhancing tumour"),
+        brain,
+    ),
+    PhantomTask(
+        "Task93_PhantomLesion",
+        "lesion",
+        "Synthetic trunk with an organ and a small lesion in it, CT; not from any patient",
+        ("CT",),
+        ("organ", "lesion"),
+        trunk,
+    ),
+)
+
+
+def _affine(rng: np.random.Generator, scan: PhantomScan, oblique: bool) -> npt.NDArray[np.float64]:
+    """RAS+ affine of a scan, tilted by up to 8 degrees if `oblique`; origin near the centre."""
+    axis = rng.standard_normal(3)
+    angle = np.deg2rad(rng.uniform(2, 8)) if oblique else 0.0
+    x, y, z = axis / np.linalg.norm(axis)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(scan.spacing_mm)
+    affine[:3, 3] = rng.uniform(-20, 20, 3) - affine[:3, :3] @ (np.array(scan.label.shape) / 2)
+    return affine
+
+
+def _write(path: Path, image: nib.Nifti1Image) -> None:
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
+    image.header.set_xyzt_units("mm", "sec")
+    path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+
+
+def write_case(folder: Path, task: PhantomTask, number: int, seed: int) -> dict[str, str]:
+    """Draw and write one case; returns its entry in dataset.json."""
+    name = f"{task.prefix}_{number:03d}"
+    digest = hashlib.sha256(f"{PHANTOM_VERSION}/{seed}/{task.name}/{name}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+    scan = task.draw(rng)
+    affine = _affine(rng, scan, oblique=number % 3 == 0)
+    codes = nib.orientations.axcodes2ornt(_ORIENTATIONS[number % len(_ORIENTATIONS)])
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), codes)
+
+    is_ct = task.modality == ("CT",)
+    # As in the released files: CT and half of the MRI as int16, the other MRI as float32.
+    whole = is_ct or number % 2 == 0
+    voxels = np.rint(scan.image).astype(np.int16) if whole else scan.image
+    image = nib.Nifti1Image(voxels, affine).as_reoriented(turn)
+    if is_ct and number % 2 == 0:
+        image.header.set_slope_inter(1, -1024)
+    label = nib.Nifti1Image(scan.label, affine).as_reoriented(turn)
+    _write(folder / "imagesTr" / f"{name}.nii.gz", image)
+    _write(folder / "labelsTr" / f"{name}.nii.gz", label)
+    return {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+
+
+def _settings(cases: int, seed: int) -> dict[str, int]:
+    return {"version": PHANTOM_VERSION, "cases": cases, "seed": seed}
+
+
+def _is_there(folder: Path, cases: int, seed: int) -> bool:
+    try:
+        made = json.loads((folder / "dataset.json").read_text()).get("phantom")
+    except FileNotFoundError:
+        return False
+    except (json.JSONDecodeError, AttributeError):
+        made = "something else"
+    if made != _settings(cases, seed):
+        raise UserError(
+            f"{folder}: holds {made or 'no phantom'}, not {_settings(cases, seed)}: "
+            "delete it or choose another --msd-root"
+        )
+    return True
+
+
+def make_phantom_task(msd_root: Path, task: PhantomTask, cases: int = 20, seed: int = 0) -> Path:
+    """Write one task unless it is already there; returns its folder. dataset.json comes last.
+
+    Raises:
+        UserError: the folder holds something else, or cannot be written.
+    """
+    folder = msd_root / task.name
+    if _is_there(folder, cases, seed):
+        return folder
+    with full_disk_is_a_user_error(msd_root):
+        for part in ("imagesTr", "labelsTr"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        training = [write_case(folder, task, number, seed) for number in range(1, cases + 1)]
+    dataset: dict[str, Any] = {
+        "name": task.name[7:],
+        "description": task.description,
+        "reference": "drawn by 'mvl phantom'",
+        "licence": "CC0 1.0",
+        "release": "1.0",
+        "tensorImageSize": "4D" if len(task.modality) > 1 else "3D",
+        "modality": {str(n): name for n, name in enumerate(task.modality)},
+        "labels": {str(n): name for n, name in enumerate(("background", *task.labels))},
+        "numTraining": cases,
+        "numTest": 0,
+        "training": training,
+        "test": [],
+        "tolerance_mm": 2.0,
+        "phantom": _settings(cases, seed),
+    }
+    write_text_atomically(folder / "dataset.json", json.dumps(dataset, indent=1))
+    return folder
+
+
+def main(argv: list[str]) -> int:
+    """Entry of `mvl phantom`."""
+    import tyro  # slow to import, and needed by the command line only
+
+    options = tyro.cli(PhantomOptions, prog="mvl phantom", args=argv)
+    if options.cases < 1:
+        raise UserError(f"--cases {options.cases}: takes a positive number")
+    for task in PHANTOM_TASKS:
+        folder = make_phantom_task(options.msd_root, task, options.cases, options.seed)
+        print(f"{folder}: {options.cases} cases, {task.description}")
+    return 0
