@@ -105,9 +105,10 @@ def write_case(folder: Path, task: PhantomTask, number: int, seed: int) -> dict[
     # As in the released files: CT and half of the MRI as int16, the other MRI as float32.
     whole = is_ct or number % 2 == 0
     voxels = np.rint(scan.image).astype(np.int16) if whole else scan.image
-    image = nib.Nifti1Image(voxels, affine).as_reoriented(turn)
-    if is_ct and number % 2 == 0:
-        image.header.set_slope_inter(1, -1024)
+    shift = -1024 if is_ct and number % 2 == 0 else 0
+    image = nib.Nifti1Image(voxels - np.int16(shift), affine).as_reoriented(turn)
+    if shift:
+        image.header.set_slope_inter(1, shift)  # stored value + shift = HU
     label = nib.Nifti1Image(scan.label, affine).as_reoriented(turn)
     _write(folder / "imagesTr" / f"{name}.nii.gz", image)
     _write(folder / "labelsTr" / f"{name}.nii.gz", label)

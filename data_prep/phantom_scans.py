@@ -16,7 +16,7 @@ Field = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class PhantomScan:
-    """`image` (x, y, z) or (x, y, z, channel) as float32, `label` (x, y, z), spacing along x, y, z."""
+    """`image` (x, y, z) or (x, y, z, channel), `label` (x, y, z), spacing along x, y, z."""
 
     image: Field
     label: npt.NDArray[np.uint8]
@@ -55,7 +55,7 @@ class _Space:
         squared = sum(((axis - c) / a) ** 2 for axis, c, a in parts)
         radius = np.sqrt(np.asarray(squared, dtype=np.float32))
         if rough:
-            radius = radius * (1 + rough * self.texture(float(np.mean(np.asarray(semi_axes))) / 4))
+            radius = radius * (1 + rough * self.texture(float(np.min(semi_axes)) / 3.5))
         return radius
 
 

@@ -95,7 +95,8 @@ def verify_task(store: Path, task: str, workers: int) -> tuple[list[str], int, i
     manifest = zarr_store.read_manifest(store, task)
     channels = len(manifest.task.modalities)
     cases = [_Case(store, task, manifest.grid, channels, info) for info in manifest.cases.values()]
-    problems, size = [], 0
+    problems: list[str] = []
+    size = 0
     for checked in run_cases(_check_case, cases, workers or default_workers(), f"{task}: verify"):
         problems += checked.problems
         size += checked.bytes

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.errors import UserError
-from mvl_dist.tasks import Region, Task, resolve_task_name
+from mvl_dist.tasks import TASKS, Region, Task, resolve_task_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,7 +146,7 @@ def read_manifest(store: Path, task: str) -> Manifest:
             f"{store} holds no converted task: run "
             f"'mvl convert --msd-root DIR --store {store} --tasks {task}'"
         )
-    name = resolve_task_name(task) if task not in present else task
+    name = resolve_task_name(task, tuple(dict.fromkeys((*present, *TASKS))))
     path = store / name / MANIFEST
     if not path.exists():
         raise UserError(
@@ -161,7 +161,7 @@ def read_manifest(store: Path, task: str) -> Manifest:
                 f"convert again into a new folder with 'mvl convert'"
             )
         return _manifest_from_json(raw)
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: not a manifest of this program ({type(error).__name__}: {error}): "
             f"delete {path.parent} and convert again"

@@ -1,0 +1,44 @@
+"""What tests share: phantom data, a store of it, and real MSD data where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data_prep.convert import ConvertOptions, convert_task
+from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
+
+REPO = Path(__file__).resolve().parent.parent
+GRID = (16, 16, 16)
+
+
+@pytest.fixture(scope="session")
+def msd_root() -> Path:
+    """Folder with Task04_Hippocampus, or skip."""
+    root = Path(os.environ.get("MVL_MSD_ROOT", REPO.parent / "shared" / "data"))
+    if not (root / "Task04_Hippocampus" / "dataset.json").exists():
+        pytest.skip(f"no Task04_Hippocampus in {root} (set MVL_MSD_ROOT)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both phantom tasks with 8 cases each; not to be changed by a test."""
+    root = tmp_path_factory.mktemp("msd")
+    for task in PHANTOM_TASKS:
+        make_phantom_task(root, task, cases=8, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def phantom_store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both phantom tasks converted at 16^3; not to be changed by a test."""
+    store = tmp_path_factory.mktemp("store") / "store"
+    for folder in sorted(phantom_root.iterdir()):
+        convert_task(
+            folder,
+            ConvertOptions(msd_root=phantom_root, store=store, grid=GRID, workers=1),
+        )
+    return store

@@ -1,0 +1,106 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mvl_dist.config import PRESETS, RunConfig, from_plain, identity, load_yaml, parse, to_plain
+from mvl_dist.errors import UserError
+
+
+def test_no_flag_is_the_protocol_of_the_paper() -> None:
+    config = parse([])
+    assert (config.data.task, config.data.fold) == ("Task01_BrainTumour", 0)
+    assert (config.data.grid, config.model.patch) == ((128, 128, 128), (8, 8, 8))
+    assert (config.optim.lr, config.optim.batch_size, config.optim.epochs) == (2e-3, 4, 200)
+    assert (config.model.lora.rank, config.model.llm_position) == (8, 16)
+    assert config.model.name == "medvisionllama"
+    assert (config.data.channels, config.data.target) == ("first", "binary")
+
+
+def test_the_published_codes_choices_are_a_preset() -> None:
+    config = parse(["--preset", "official"])
+    assert (config.model.llm_position, config.model.lora.rank) == (0, 4)
+    assert config.model.lora.targets == ()
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optim: {lr: 0.5, epochs: 7}\nmodel: {lora: {targets: [o_proj]}}\n")
+    config = parse(["--preset", "smoke", f"--config={file}", "--epochs", "9"])
+    assert (config.optim.lr, config.optim.epochs) == (0.5, 9)
+    assert config.model.lora.targets == ("o_proj",)
+    assert config.data.grid == PRESETS["smoke"]().data.grid
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_config_reads_back_as_it_was_saved(preset: str) -> None:
+    config = PRESETS[preset]()
+    saved = yaml.safe_load(yaml.safe_dump(to_plain(config)))
+    assert from_plain(saved, RunConfig(), "test") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("optim: {learning_rate: 1}", "unknown key 'optim.learning_rate'"),
+        ("optim: {epochs: many}", "'optim.epochs' takes a int"),
+        ("optim: [1]", "'optim' must be a mapping"),
+        ("optim: {epochs", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        load_yaml(file, RunConfig())
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--preset", "papr"], "known presets are paper"),
+        (
+            ["--grid", "128", "100", "128"],
+            "axis H is 100, not a multiple of the patch 8: 96 or 104",
+        ),
+        (["--llm-position", "17"], "0 to --depth 16"),
+        (["--width", "65"], "not a multiple of --heads"),
+        (["--lr", "0"], "--lr is 0.0"),
+        (["--dropout", "1"], "--dropout"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml: No such file"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(arguments: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        parse(arguments)
+
+
+def test_identity_changes_with_what_decides_the_result_and_with_nothing_else(
+    tmp_path: Path,
+) -> None:
+    config = PRESETS["smoke"]()
+
+    def changed(part: str, **values: object) -> RunConfig:
+        inner = dataclasses.replace(getattr(config, part), **values)
+        return dataclasses.replace(config, **{part: inner})
+
+    same = identity(config, "data", "donor")
+    assert identity(changed("data", store=tmp_path, workers=3), "data", "donor") == same
+    assert identity(dataclasses.replace(config, output=tmp_path), "data", "donor") == same
+    others = [
+        identity(changed("optim", seed=1), "data", "donor"),
+        identity(changed("data", fold=1), "data", "donor"),
+        identity(changed("model", llm_position=0), "data", "donor"),
+        identity(config, "other data", "donor"),
+        identity(config, "data", "other donor"),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_a_model_without_a_donor_is_the_same_run_whatever_the_donor_flags_say() -> None:
+    first = parse(["--model", "vit_baseline"])
+    second = parse(["--model", "vit_baseline", "--donor", "smollm2-135m", "--lora-rank", "4"])
+    assert identity(first, "data") == identity(second, "data")
