@@ -11,13 +11,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.case import STATISTICS, Job, Outcome, convert, sources_unchanged, survey, surveyed
 from data_prep.intensity import CT_SCHEME, MRI_SCHEME, ct_normalisation
 from data_prep.parallel import default_workers, run_cases
+from data_prep.report import Report
 from data_prep.source import Pair, list_pairs, task_folders, unlisted_images
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
@@ -50,35 +51,6 @@ class ConvertOptions:
     """Seed of the held-out test cases, which CT statistics must not see."""
     overwrite: bool = False
     """Delete what the store has of these tasks and convert anew."""
-
-
-@dataclass
-class Report:
-    """What a conversion of one task did; `raw` is the size of the voxels before compression."""
-
-    task: str
-    path: Path
-    written: int = 0
-    kept: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    read_bytes: int = 0
-    raw_bytes: int = 0
-    seconds: float = 0.0
-    store_bytes: int = 0
-
-    def lines(self) -> list[str]:
-        """The report as a person reads it."""
-        read, raw = self.read_bytes / 1e6, self.raw_bytes / 1e6
-        seconds = max(self.seconds, 1e-9)
-        return [
-            *(f"{self.task}: note: {note}" for note in self.notes),
-            *(f"{self.task}: left out {name}: {why}" for name, why in self.skipped.items()),
-            f"{self.task}: {self.written} cases written, {self.kept} unchanged, "
-            f"{len(self.skipped)} left out; read {read:.1f} MB in {self.seconds:.1f} s "
-            f"({read / seconds:.1f} MB/s compressed, {raw / seconds:.1f} MB/s of voxels); "
-            f"{self.store_bytes / 1e6:.1f} MB in {self.path}",
-        ]
 
 
 def _settings(task: Task, options: ConvertOptions) -> dict[str, Any]:
