@@ -193,6 +193,7 @@ def write_safetensors(
     partial = path.with_name(f"{_PARTIAL}{path.name}")
     try:
         save_file(dict(weights), partial, metadata=dict(metadata))
+        partial.chmod(0o644)  # safetensors makes it the owner's alone; a group shares its runs
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(

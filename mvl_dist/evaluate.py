@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +38,3 @@ def main(argv: Sequence[str]) -> int:
     print(table(summary, plan.manifest.task.tolerance_mm))
     print(f"per case: {path}")
     return 0
-
-
-if __name__ == "__main__":
-    from mvl_dist.cli import main as cli
-
-    sys.exit(cli(["evaluate", *sys.argv[1:]]))

@@ -46,6 +46,9 @@ def make_plan(config: RunConfig) -> Plan:
     check_model_name(config.model.name)
     manifest = read_manifest(data.store, data.task)
     task = manifest.task.name
+    split = make_split(
+        tuple(manifest.cases), task, data.fold, data.fraction, seed=manifest.split_seed
+    )
     if manifest.grid != data.grid:
         held, asked = ("x".join(map(str, grid)) for grid in (manifest.grid, data.grid))
         raise UserError(
@@ -53,9 +56,6 @@ def make_plan(config: RunConfig) -> Plan:
             f"{' '.join(map(str, manifest.grid))} (and a --patch that divides it), or convert with "
             f"'mvl convert --grid {' '.join(map(str, data.grid))}' into another --store"
         )
-    split = make_split(
-        tuple(manifest.cases), task, data.fold, data.fraction, seed=manifest.split_seed
-    )
     if set(split.test) != set(manifest.test_cases):
         # The store's intensity statistics would have seen cases that this split tests.
         raise UserError(

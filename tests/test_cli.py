@@ -1,0 +1,102 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mvl_dist import cli, launch
+from mvl_dist.errors import UserError
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def mvl(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mvl_dist.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = (
+        "import sys; from mvl_dist.cli import main; main(['--help']); "
+        "slow = {'torch', 'zarr', 'mlflow', 'transformers', 'deepspeed', 'monai'}; "
+        "sys.exit(bool(slow & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_a_help_of_its_own(command: str) -> None:
+    done = mvl(command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"mvl {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["trian"], "no command 'trian': did you mean 'train'?"),
+        (["train", "--store", "/nowhere"], "no store at /nowhere: make one with 'mvl convert"),
+        (["train", "--store", "STORE", "--task", "Task99"], "unknown task 'Task99'"),
+        (["train", "--store", "STORE", "--task", "91", "--fold", "9"], "fold 9 does not exist"),
+        (["train", "--store", "STORE", "--task", "91", "--donor", "gpt9"], "donor 'gpt9'"),
+        (["train", "--launcher", "h100x9"], "known: a100x8"),
+        (["train", "--preset", "smok"], "known presets are paper"),
+        (["evaluate", "/nowhere"], "not a run's folder"),
+        (["verify", "--store", "/nowhere"], "no store at /nowhere"),
+        (["sync", "/nowhere"], "no run of"),
+        (["convert", "--msd-root", "/nowhere", "--store", "/tmp/x"], "/nowhere"),
+        (["weights", "extract", "--source", "gpt9", "--output", "/tmp/x"], "donor 'gpt9'"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_a_status(
+    arguments: list[str], reason: str, phantom_store: Path
+) -> None:
+    arguments = [str(phantom_store) if word == "STORE" else word for word in arguments]
+    if "--donor" in arguments:
+        arguments += ["--grid", "16", "16", "16"]
+    done = mvl(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_mistakes_of_a_run_are_found_without_torch(phantom_store: Path) -> None:
+    code = (
+        "import sys; from mvl_dist.cli import main; "
+        f"main(['train', '--store', {str(phantom_store)!r}, '--task', '77']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_flag_that_does_not_exist_is_said_without_a_trace() -> None:
+    done = mvl("train", "--epoch", "3")
+    assert done.returncode == 2
+    assert "--epoch" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_says_what_the_main_job_still_needs(tmp_path: Path) -> None:
+    done = mvl("doctor", "--store", str(tmp_path / "none"), cwd=tmp_path)
+    assert done.returncode == 1  # no store there, whatever else this machine has
+    for word in ("torch", "CPU", "Triton", "DeepSpeed ops", "Slurm", "donor smollm2-135m", "store"):
+        assert word in done.stdout
+    assert "mvl convert --msd-root DIR --store" in done.stdout
+
+
+def test_launchers_are_found_by_name_and_name_their_deepspeed_config() -> None:
+    for path in sorted((REPO / "accelerate_configs").glob("*.yaml")):
+        config = launch.launcher_config(path.stem)
+        assert config == path
+        assert launch.deepspeed_config(config).is_file()
+    with pytest.raises(UserError, match="names no deepspeed_config"):
+        launch.deepspeed_config(REPO / "constraints.txt")
+
+
+def test_start_up_is_quick() -> None:
+    """Not a benchmark: far above what is measured (0.1 s), far below an import of torch."""
+    started = time.monotonic()
+    mvl("--help")
+    assert time.monotonic() - started < 1.0

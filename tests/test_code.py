@@ -1,0 +1,67 @@
+"""The code's own rules: lint, format, types, and which way modules depend on each other."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+# Who may import whom inside mvl_dist, lowest first; a module may import from lower layers only.
+LAYERS = [
+    {"errors"},
+    {"config", "tasks", "splits", "metrics", "losses", "provenance"},
+    {"store"},
+    {"models"},
+    {"plan", "tracking", "distributed", "augment", "data"},
+    {"checkpoint", "evaluation"},
+    {"engine", "figures", "runs"},
+    {"train", "evaluate", "launch", "weights", "sync", "doctor"},
+    {"cli"},
+]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    ids=["lint", "format", "types"],
+)
+def test_the_code_is_clean(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPO, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the project that a file imports anywhere, as `package.module`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {node.module, *names} if node.module in ("mvl_dist",) else {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("mvl_dist", "data_prep")}
+
+
+def test_dependencies_point_one_way() -> None:
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    wrong = []
+    for path in (REPO / "mvl_dist").rglob("*.py"):
+        parts = path.relative_to(REPO / "mvl_dist").with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        for name in imports(path):
+            words = name.split(".")
+            if words[0] == "data_prep":
+                wrong.append(f"{path}: imports {name}")
+            elif len(words) > 1 and level.get(words[1], 0) > level[parts[0]]:
+                wrong.append(f"{path}: imports {name}")
+    assert not wrong
+
+
+def test_every_module_has_its_layer() -> None:
+    modules = {path.stem for path in (REPO / "mvl_dist").glob("*.py")} - {"__init__"}
+    assert modules <= set().union(*LAYERS)

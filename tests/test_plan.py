@@ -1,0 +1,55 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mvl_dist.config import RunConfig, smoke
+from mvl_dist.errors import UserError
+from mvl_dist.plan import make_plan, with_batch_for
+
+
+@pytest.fixture
+def config(phantom_store: Path) -> RunConfig:
+    base = smoke()
+    data = replace(base.data, store=phantom_store, task="91", grid=(16, 16, 16))
+    return replace(base, data=data, model=replace(base.model, name="vit_baseline"))
+
+
+def test_a_plan_names_the_task_in_full_and_knows_channels_and_regions(config: RunConfig) -> None:
+    plan = make_plan(config)
+    assert plan.config.data.task == "Task91_PhantomTumour"
+    assert plan.in_channels == 4
+    assert [region.labels for region in plan.regions] == [(1,), (2,), (3,)]
+    paper_like = replace(config, data=replace(config.data, channels="first", target="binary"))
+    assert make_plan(paper_like).in_channels == 1
+    assert [region.labels for region in make_plan(paper_like).regions] == [(1, 2, 3)]
+
+
+def test_test_cases_are_those_the_stores_statistics_have_not_seen(config: RunConfig) -> None:
+    plan = make_plan(config)
+    assert set(plan.split.test) == set(plan.manifest.test_cases)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "reason"),
+    [
+        ("data", {"task": "Task92"}, "unknown task 'Task92'"),
+        ("data", {"fold": 7}, "--fold takes 0 to 4"),
+        ("data", {"grid": (32, 32, 32)}, "holds 16x16x16 voxels, the run asks for 32x32x32"),
+        ("data", {"store": Path("/nowhere")}, "no store at /nowhere.*mvl convert"),
+        ("model", {"name": "unet"}, "unknown model 'unet'"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_starts(
+    config: RunConfig, part: str, values: dict[str, object], reason: str
+) -> None:
+    changed = replace(config, **{part: replace(getattr(config, part), **values)})
+    with pytest.raises(UserError, match=reason):
+        make_plan(changed)
+
+
+def test_a_batch_is_raised_to_the_ranks_or_must_divide_among_them(config: RunConfig) -> None:
+    assert with_batch_for(config, 2) == config
+    assert with_batch_for(config, 8).optim.batch_size == 8
+    with pytest.raises(UserError, match="batch-size 4 does not divide among 3 ranks: 3 or 6"):
+        with_batch_for(config, 3)
