@@ -239,12 +239,8 @@ def main(argv: list[str]) -> int:
     """Entry of `mvl convert`."""
     import tyro  # slow to import, and needed by the command line only
 
-    options = tyro.cli(
-        ConvertOptions,
-        prog="mvl convert",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(ConvertOptions, prog="mvl convert", args=argv, config=flags)
     if min(options.grid) < 1:
         raise UserError(f"--grid {' '.join(map(str, options.grid))}: takes three positive numbers")
     if options.workers < 0:

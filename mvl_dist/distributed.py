@@ -60,6 +60,11 @@ def fail(error: UserError) -> NoReturn:
         print(f"error (rank {env_rank()}): {error}", file=sys.stderr, flush=True)
     else:
         print(f"error: {error}", file=sys.stderr, flush=True)
+    end_launch(1)
+
+
+def end_launch(status: int) -> NoReturn:
+    """End this rank, its siblings and the launcher, without the launcher's trace."""
     if is_launched() and "TORCHELASTIC_RUN_ID" in os.environ:
         import psutil
 
@@ -72,7 +77,21 @@ def fail(error: UserError) -> NoReturn:
             launcher.send_signal(signal.SIGUSR2)
             launcher.resume()
     # Not sys.exit: interpreter shutdown may wait for peers in a collective that never comes.
-    os._exit(1)
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def only_rank_0_prints() -> Iterator[None]:
+    """Silence the other ranks where all would print the same."""
+    if env_rank() == 0:
+        yield
+        return
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def start(timeout_minutes: float = 30.0) -> Accelerator:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from mvl_dist import distributed
-from mvl_dist.config import identity, parse, to_plain
+from mvl_dist.config import RunConfig, identity, parse, to_plain
 from mvl_dist.errors import UserError
 from mvl_dist.plan import Plan, make_plan, with_batch_for
 from mvl_dist.tracking import open_command
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, build, fit, test, close."""
-    plan = make_plan(parse(argv, prog="train.py"))
+    plan = make_plan(_parse(argv))
     accelerator = distributed.start()
     plan = _fit_batch(plan, accelerator.num_processes)
     folder, tracker, result = _train(plan, accelerator)
@@ -53,6 +54,18 @@ def main(argv: Sequence[str]) -> int:
     if tracker.uri:
         distributed.say(f"MLflow       {open_command(tracker.uri)}")
     return 0
+
+
+def _parse(argv: Sequence[str]) -> RunConfig:
+    try:
+        with distributed.only_rank_0_prints():
+            return parse(argv, prog="train.py")
+    except SystemExit as end:  # --help, or a flag that does not exist
+        if not end.code:
+            raise
+        if distributed.env_rank() != 0:
+            time.sleep(distributed.WAIT_FOR_RANK_0_SECONDS)
+        distributed.end_launch(2)
 
 
 def _fit_batch(plan: Plan, world_size: int) -> Plan:

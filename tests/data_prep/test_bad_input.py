@@ -16,7 +16,6 @@ from tests.data_prep.tiny import (
     AFFINE,
     CASES,
     NAME,
-    SHAPE,
     convert_tiny,
     make_tiny,
     nothing_half_written,
@@ -100,8 +99,16 @@ DEFECTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-@pytest.mark.parametrize("modality", ["MRI", "CT"])
-@pytest.mark.parametrize("defect", DEFECTS)
+# A CT task meets the same reader in its first pass: three defects show that it is the same.
+@pytest.mark.parametrize(
+    ("defect", "modality"),
+    [
+        *((defect, "MRI") for defect in DEFECTS),
+        ("truncated", "CT"),
+        ("NaN", "CT"),
+        ("micron", "CT"),
+    ],
+)
 def test_a_bad_case_stops_with_one_line_and_can_be_left_out(
     tmp_path: Path, defect: str, modality: str
 ) -> None:
@@ -128,10 +135,6 @@ def test_a_bad_case_stops_with_one_line_and_can_be_left_out(
     write_nifti(folder / LABEL, label)
     repaired = convert_tiny(folder, store)[1]
     assert repaired.checksum == convert_tiny(folder, tmp_path / "fresh")[1].checksum
-
-
-def test_shapes_of_the_tiny_task() -> None:
-    assert IMAGE_VALUES.shape == LABEL_VALUES.shape == SHAPE
 
 
 @pytest.mark.parametrize("modality", ["MRI", "CT"])

@@ -1,0 +1,236 @@
+"""The main job on two ranks, as a user runs it: its results, its ends, its interruptions."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from mvl_dist.splits import make_split
+from mvl_dist.store import read_manifest
+from tests.system.launching import (
+    REPO,
+    command,
+    curve,
+    environment,
+    launch,
+    run_folder,
+    tags,
+    wait_for,
+)
+
+pytestmark = pytest.mark.tworank
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def unbroken(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training from beginning to end; `done.txt` holds what it printed."""
+    output = tmp_path_factory.mktemp("unbroken")
+    done = launch([*arguments, "--epochs", str(EPOCHS), "--output", str(output)])
+    assert done.code == 0, done.errors
+    (output / "done.txt").write_text(done.output)
+    (output / "errors.txt").write_text(done.errors)
+    return output
+
+
+def test_it_ends_with_the_table_and_says_where_everything_lies(unbroken: Path) -> None:
+    printed = (unbroken / "done.txt").read_text()
+    for words in ("edema", "non-enhancing tumor", "n=1", "NSD at", "HD95 (mm)"):
+        assert words in printed
+    folder = run_folder(unbroken)
+    for name in ("best.safetensors", "checkpoints", "test_cases.csv", "test_overlay.png"):
+        assert str(folder / name) in printed
+        assert (folder / name).exists()
+    assert f"mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///{unbroken}" in printed
+    assert printed.count("best model") == 1  # rank 0 alone speaks
+
+
+def test_the_ranks_print_nothing_but_real_problems(unbroken: Path) -> None:
+    assert (unbroken / "errors.txt").read_text() == ""
+
+
+def test_every_test_case_is_scored_exactly_once(unbroken: Path, phantom_store: Path) -> None:
+    manifest = read_manifest(phantom_store, "91")
+    split = make_split(tuple(manifest.cases), manifest.task.name, 0, seed=manifest.split_seed)
+    with (run_folder(unbroken) / "test_cases.csv").open() as file:
+        scored = [(row["case"], row["region"]) for row in csv.DictReader(file)]
+    regions = [name for _, name in manifest.task.labels]
+    assert sorted(scored) == sorted((case, region) for case in split.test for region in regions)
+
+
+def test_mlflow_holds_config_provenance_curves_and_results(unbroken: Path) -> None:
+    client = MlflowClient(f"sqlite:///{unbroken / 'mlflow.db'}")
+    known = json.loads((run_folder(unbroken) / "mlflow.json").read_text())
+    run = client.get_run(known["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.lr"] == "0.002"
+    assert run.data.params["parameters.frozen_llm"] == "3540672"
+    for tag in ("zero_stage", "world_size", "data_checksum", "git_commit", "version.deepspeed"):
+        assert run.data.tags[tag]
+    assert run.data.tags["zero_stage"] == "2"
+    assert "test_dice/edema" in run.data.metrics
+    assert run.data.metrics["test_n_dice/edema"] == 1
+    for key in ("train_loss", "grad_norm", "val_dice"):
+        assert len(client.get_metric_history(known["run_id"], key)) == len(curve(unbroken, key))
+    artifacts = {item.path for item in client.list_artifacts(known["run_id"])}
+    assert artifacts >= {"config.yaml", "split.json", "test_cases.json", "test_overlay.png"}
+
+
+def test_the_loss_falls_and_the_best_epoch_is_the_one_with_the_best_validation(
+    unbroken: Path,
+) -> None:
+    losses = list(curve(unbroken).values())
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    dice = list(curve(unbroken, "val_dice").values())
+    position = json.loads((run_folder(unbroken) / "checkpoints" / "last.json").read_text())
+    assert position["position"]["best_dice"] == max(dice)
+    assert position["position"]["best_epoch"] == dice.index(max(dice)) + 1
+
+
+def test_checkpoints_hold_no_donor_and_only_the_newest_are_kept(unbroken: Path) -> None:
+    folder = run_folder(unbroken)
+    donor_bytes = 3_540_672 * 4
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < donor_bytes / 2
+    assert len(list((folder / "checkpoints").glob("step-*"))) == 2
+
+
+def test_evaluate_gives_the_same_figures_again(unbroken: Path) -> None:
+    folder = run_folder(unbroken)
+    before = (folder / "test_cases.csv").read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "mvl_dist.cli", "evaluate", str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    again = list(csv.DictReader((folder / "test_cases.csv").open()))
+    for row, old in zip(
+        sorted(again, key=lambda r: (r["case"], r["region"])),
+        csv.DictReader(before.splitlines()),
+        strict=True,
+    ):
+        assert float(row["dice"]) == pytest.approx(float(old["dice"]), abs=1e-6)
+
+
+def start(arguments: list[str], output: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command([*arguments, "--epochs", str(EPOCHS), "--output", str(output)]),
+        cwd=REPO,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def checkpointed(output: Path) -> bool:
+    return bool(list(output.glob("*/*/checkpoints/last.json")))
+
+
+def ranks(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    return [
+        p for p in psutil.Process(process.pid).children() if "train.py" in " ".join(p.cmdline())
+    ]
+
+
+def test_a_rank_killed_at_any_moment_resumes_to_the_same_curve(
+    arguments: list[str], unbroken: Path, tmp_path: Path
+) -> None:
+    process = start(arguments, tmp_path)
+    wait_for(lambda: checkpointed(tmp_path), process)
+    ranks(process)[1].kill()
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert len(curve(tmp_path)) < len(curve(unbroken))
+    done = launch([*arguments, "--epochs", str(EPOCHS), "--output", str(tmp_path)])
+    assert done.code == 0, done.errors
+    # The same numbers to the last digit: order, augmentation and dropout follow seed and step.
+    assert curve(tmp_path) == curve(unbroken)
+    assert curve(tmp_path, "val_dice") == curve(unbroken, "val_dice")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_same_command_goes_on(
+    number: signal.Signals, arguments: list[str], unbroken: Path, tmp_path: Path
+) -> None:
+    process = start(arguments, tmp_path)
+    wait_for(lambda: checkpointed(tmp_path), process)
+    for rank in ranks(process):
+        rank.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert f"{number.name}: saved at step" in output
+    last = json.loads((run_folder(tmp_path) / "checkpoints" / "last.json").read_text())
+    assert last["position"]["step"] == len(curve(tmp_path))  # nothing done was lost
+    done = launch([*arguments, "--epochs", str(EPOCHS), "--output", str(tmp_path)])
+    assert done.code == 0, done.errors
+    assert curve(tmp_path) == curve(unbroken)
+
+
+def test_mvl_train_passes_a_signal_on_to_the_ranks(arguments: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mvl_dist.cli", "train", "--launcher", "cpu2"),
+            *(*arguments, "--epochs", "50", "--output", str(tmp_path / "runs")),
+        ],
+        cwd=tmp_path,  # not the project's folder
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: checkpointed(tmp_path / "runs"), process)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "SIGTERM: saved at step" in output
+
+
+def test_a_finished_run_started_again_is_only_scored_again(
+    arguments: list[str], unbroken: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(unbroken, tmp_path / "copy")
+    for known in (tmp_path / "copy").glob("*/*/mlflow.json"):
+        known.unlink()  # the copy is another database
+    before = curve(tmp_path / "copy")
+    done = launch([*arguments, "--epochs", str(EPOCHS), "--output", str(tmp_path / "copy")])
+    assert done.code == 0, done.errors
+    assert curve(tmp_path / "copy") == before
+    assert "NSD at" in done.output
+
+
+def test_a_run_resumed_with_another_number_of_ranks_is_refused(
+    arguments: list[str], unbroken: Path
+) -> None:
+    done = launch([*arguments, "--epochs", str(EPOCHS), "--output", str(unbroken)], ranks=1)
+    assert "was made with ranks 2, this run has 1" in done.one_line()
+
+
+@pytest.mark.msd
+def test_the_baseline_learns_the_real_hippocampus(msd_root: Path, tmp_path: Path) -> None:
+    convert = [
+        *(sys.executable, "-m", "mvl_dist.cli", "convert", "--msd-root", str(msd_root)),
+        *("--store", str(tmp_path / "store"), "--tasks", "04", "--grid", "32", "48", "32"),
+    ]
+    subprocess.run(convert, check=True, capture_output=True)
+    done = launch(
+        [
+            *("--preset", "smoke", "--store", str(tmp_path / "store"), "--task", "04"),
+            *("--grid", "32", "48", "32", "--model", "vit_baseline", "--target", "binary"),
+            *("--channels", "first", "--epochs", "6", "--output", str(tmp_path / "runs")),
+        ]
+    )
+    assert done.code == 0, done.errors
+    assert max(curve(tmp_path / "runs", "val_dice").values()) >= 0.80
+    assert tags(tmp_path / "runs")["task"] == "Task04_Hippocampus"
+    assert (run_folder(tmp_path / "runs") / "test_overlay.png").stat().st_size > 10_000
