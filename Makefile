@@ -12,8 +12,16 @@ MSD_ROOT ?=
 TASKS    ?= $(if $(MSD_ROOT),$(notdir $(patsubst %/,%,$(wildcard $(MSD_ROOT)/Task*/))),Task91_PhantomTumour)
 GRID     ?= 32 32 32
 LAUNCHER ?= cpu2
+# 14 phantom cases make short epochs.
+EPOCHS   ?= $(if $(MSD_ROOT),6,24)
 # Further flags of mvl_dist/train.py, e.g. ARGS="--model vit_baseline --target binary"
 ARGS     ?=
+
+# Two ranks on CPU share the cores, and DeepSpeed need not look for a GPU.
+ifeq ($(LAUNCHER),cpu2)
+export OMP_NUM_THREADS ?= 1
+export DS_ACCELERATOR ?= cpu
+endif
 
 DATA  := $(if $(MSD_ROOT),$(MSD_ROOT),$(WORK)/msd)
 STORE := $(WORK)/store
@@ -45,10 +53,10 @@ else
 	$(BIN)/mvl convert --msd-root $(DATA) --store $(STORE) --grid $(GRID) --tasks $(TASKS)
 endif
 	$(BIN)/mvl weights extract --source smollm2-135m --output $(WORK)/weights/smollm2-135m
-	for task in $(TASKS); do \
+	@set -x; for task in $(TASKS); do \
 	  $(BIN)/accelerate launch --config_file accelerate_configs/$(LAUNCHER).yaml mvl_dist/train.py \
 	    --preset smoke --store $(STORE) --output $(RUNS) --grid $(GRID) --task $$task \
-	    --donor $(WORK)/weights/smollm2-135m $(ARGS) || exit 1; \
+	    --donor $(WORK)/weights/smollm2-135m --epochs $(EPOCHS) $(ARGS) || exit 1; \
 	done
 
 test: env
@@ -64,7 +72,9 @@ format: env
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 bench: env
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in benchmarks/*.py; do \
+	  $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; \
+	done
 
 clean:
 	rm -rf $(WORK) .pytest_cache .mypy_cache .ruff_cache

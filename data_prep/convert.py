@@ -19,7 +19,7 @@ from data_prep.case import STATISTICS, Job, Outcome, convert, sources_unchanged,
 from data_prep.intensity import CT_SCHEME, MRI_SCHEME, ct_normalisation
 from data_prep.parallel import default_workers, run_cases
 from data_prep.report import Report
-from data_prep.source import Pair, list_pairs, task_folders, unlisted_images
+from data_prep.source import list_pairs, remarks, task_folders
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
 from mvl_dist.splits import held_out_cases
@@ -93,20 +93,6 @@ def _existing(store: Path, task: Task, settings: dict[str, Any]) -> Manifest | N
                 "choose another --store, or replace it with --overwrite"
             )
     return manifest
-
-
-def _notes(task: Task, dataset: dict[str, object], pairs: Sequence[Pair]) -> list[str]:
-    notes = []
-    announced = dataset.get("numTraining")
-    if announced != len(pairs):
-        notes.append(f"dataset.json lists {len(pairs)} cases but says numTraining {announced}")
-    if task.num_training and task.num_training != len(pairs):
-        notes.append(f"{len(pairs)} of the {task.num_training} cases that were released")
-    unlisted = unlisted_images(pairs[0].root, pairs)
-    if unlisted:
-        shown = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
-        notes.append(f"{len(unlisted)} images that dataset.json does not list: {shown}")
-    return notes
 
 
 def _run(
@@ -196,7 +182,7 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
     task, dataset = load_task(folder)
     pairs = list_pairs(folder, dataset)
     settings = _settings(task, options)
-    report = Report(task.name, options.store / task.name, notes=_notes(task, dataset, pairs))
+    report = Report(task.name, options.store / task.name, notes=remarks(task, dataset, pairs))
     if options.overwrite:
         zarr_store.withdraw_manifest(options.store, task.name)
         shutil.rmtree(options.store / task.name, ignore_errors=True)

@@ -116,7 +116,7 @@ def _in_processes(
     waiting = iter(jobs)
     with (
         _one_thread_each(),
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
     ):
         running: set[Future[Any]] = {
             pool.submit(work, job) for job in itertools.islice(waiting, 2 * workers)

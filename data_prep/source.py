@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mvl_dist.errors import UserError
-from mvl_dist.tasks import resolve_task_name
+from mvl_dist.tasks import Task, resolve_task_name
 
 _ENDINGS = (".nii.gz", ".nii")
 
@@ -104,7 +104,7 @@ def list_pairs(folder: Path, dataset: dict[str, object]) -> list[Pair]:
     return list(pairs.values())
 
 
-def unlisted_images(folder: Path, pairs: Sequence[Pair]) -> list[str]:
+def _unlisted_images(folder: Path, pairs: Sequence[Pair]) -> list[str]:
     """Images on disk that dataset.json does not list, without macOS's `._` files."""
     known = {pair.image.name for pair in pairs}
     return sorted(
@@ -112,3 +112,18 @@ def unlisted_images(folder: Path, pairs: Sequence[Pair]) -> list[str]:
         for path in (folder / "imagesTr").glob("*.nii*")
         if not path.name.startswith(".") and path.name not in known
     )
+
+
+def remarks(task: Task, dataset: dict[str, object], pairs: Sequence[Pair]) -> list[str]:
+    """What a person should know of the list though it can be converted as it is."""
+    notes = []
+    announced = dataset.get("numTraining")
+    if announced != len(pairs):
+        notes.append(f"dataset.json lists {len(pairs)} cases but says numTraining {announced}")
+    if task.num_training and task.num_training != len(pairs):
+        notes.append(f"{len(pairs)} of the {task.num_training} cases that were released")
+    unlisted = _unlisted_images(pairs[0].root, pairs)
+    if unlisted:
+        shown = ", ".join(unlisted[:3]) + (", ..." if len(unlisted) > 3 else "")
+        notes.append(f"{len(unlisted)} images that dataset.json does not list: {shown}")
+    return notes

@@ -72,6 +72,11 @@ def prepare_engine(accelerator: Accelerator, model: torch.nn.Module, optim: Opti
     return engine
 
 
+def dtype_name(engine: Any) -> str:
+    """Precision that DeepSpeed runs the model in: bfloat16 or float32."""
+    return "bfloat16" if engine.bfloat16_enabled() else "float32"
+
+
 class Trainer:
     """One run on one rank; every method that talks to other ranks says so."""
 
@@ -89,7 +94,7 @@ class Trainer:
         self.optim = plan.config.optim
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = engine.device
-        self.dtype = torch.bfloat16 if engine.bfloat16_enabled() else torch.float32
+        self.dtype = getattr(torch, dtype_name(engine))
         data = plan.config.data
         self.batches = RankBatches(
             len(plan.split.train),
@@ -244,7 +249,11 @@ class Trainer:
             )
         if values["val_dice"] > position.best_dice:
             position = replace(position, best_dice=values["val_dice"], best_epoch=position.epoch)
-            about = {"epoch": str(position.epoch), "val_dice": json.dumps(values["val_dice"])}
+            about = {
+                "epoch": str(position.epoch),
+                "val_dice": json.dumps(values["val_dice"]),
+                "dtype": dtype_name(self.engine),
+            }
             checkpoint.save_best(self.engine, self.folder, self.donor_names, about)
         self._save(position)
         return position

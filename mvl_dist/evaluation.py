@@ -113,7 +113,10 @@ def table(summary: dict[str, dict[str, Summary]], tolerance_mm: float) -> str:
     """The short table that a training ends with: Dice, NSD, HD95 a region, with n."""
 
     def cell(value: Summary) -> str:
-        return f"{value.mean:7.3f} ±{value.std:6.3f}  n={value.n:<4d}" if value.n else "undefined"
+        if value.n == 0:
+            return "undefined"
+        spread = f"±{value.std:6.3f}" if value.n > 1 else " " * 7
+        return f"{value.mean:7.3f} {spread}  n={value.n:<4d}"
 
     width = max(len("region"), *(len(region) for region in summary))
     heads = ("Dice", f"NSD at {tolerance_mm:g} mm", "HD95 (mm)")

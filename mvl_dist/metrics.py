@@ -31,7 +31,7 @@ from scipy.spatial import KDTree
 
 # A k-d tree's time grows with the surface, a distance transform's with the box. At 128^3 the tree
 # wins up to 10 % surfels between smooth surfaces, but against a noisy early prediction only up to
-# 2 %, where it can also lose by a factor of ten. Organs have 1 to 3 %.
+# 2 %, where it can also lose by a factor of ten. Large organs have 1 to 3 %.
 KDTREE_MAX_SURFEL_FRACTION = 0.03
 # Three voxels of 0.1 mm are 0.30000000000000004 mm in float64, and still within 0.3 mm.
 TIE_TOLERANCE = 1e-9

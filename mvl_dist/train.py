@@ -81,7 +81,7 @@ def _fit_batch(plan: Plan, world_size: int) -> Plan:
 
 def _train(plan: Plan, accelerator: Accelerator) -> tuple[Path, AnyTracker, FitResult]:
     from mvl_dist import runs
-    from mvl_dist.engine import Trainer, prepare_engine
+    from mvl_dist.engine import Trainer, dtype_name, prepare_engine
     from mvl_dist.models.count import donor_parameter_names, parameter_report
     from mvl_dist.tracking import NullTracker, Tracker, default_uri
 
@@ -96,13 +96,18 @@ def _train(plan: Plan, accelerator: Accelerator) -> tuple[Path, AnyTracker, FitR
 
     tracker: AnyTracker = NullTracker()
     if accelerator.is_main_process:
-        _make_folder(folder)
+        _make_folder(folder, keep=config.resume)
         about = {"data_checksum": plan.manifest.checksum, "donor_checksum": donor_checksum}
         runs.write_description(folder, plan, about)
         tracker = Tracker(folder, default_uri(config.output), config.experiment, folder.name)
     engine = prepare_engine(accelerator, model, config.optim)
-    stage = engine.zero_optimization_stage()
-    _describe(plan, tracker, folder, counts, stage, accelerator.num_processes, donor_checksum)
+    running = {
+        "zero_stage": engine.zero_optimization_stage(),
+        "world_size": accelerator.num_processes,
+        "precision": dtype_name(engine),
+        "donor_checksum": donor_checksum,
+    }
+    _describe(plan, tracker, folder, counts, running)
     try:
         result = Trainer(plan, engine, folder, tracker, donor_names, checksum).fit()
     except BaseException:
@@ -111,8 +116,11 @@ def _train(plan: Plan, accelerator: Accelerator) -> tuple[Path, AnyTracker, FitR
     return folder, tracker, result
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, keep: bool) -> None:
+    """Make the run's folder; one that is there is put aside if the run is to start anew."""
     try:
+        if folder.exists() and not keep:
+            folder.rename(f"{folder}.before-{time.strftime('%Y%m%d-%H%M%S')}")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
@@ -125,9 +133,7 @@ def _describe(
     tracker: AnyTracker,
     folder: Path,
     counts: dict[str, int],
-    stage: int,
-    world_size: int,
-    donor_checksum: str,
+    running: dict[str, Any],
 ) -> None:
     """Say and track what is being run."""
     from mvl_dist.provenance import git_state, versions
@@ -137,7 +143,8 @@ def _describe(
         f"{task.name} fold {split.fold}: {len(split.train)} train, {len(split.validation)} "
         f"validation, {len(split.test)} test cases; {config.model.name}, "
         f"{counts['trainable']:,} trainable and {counts['frozen']:,} frozen parameters; "
-        f"{world_size} ranks, DeepSpeed ZeRO-{stage}\n{folder}"
+        f"{running['world_size']} ranks, DeepSpeed ZeRO-{running['zero_stage']}, "
+        f"{running['precision']}\n{folder}"
     )
     tracker.params(to_plain(config))
     tracker.params({"parameters": counts})
@@ -148,10 +155,8 @@ def _describe(
             "fold": split.fold,
             "fraction": split.fraction,
             "identity": folder.name.rsplit("-", 1)[-1],
-            "zero_stage": stage,
-            "world_size": world_size,
             "data_checksum": plan.manifest.checksum,
-            "donor_checksum": donor_checksum,
+            **running,
             "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
             **git_state(),
             **{f"version.{name}": version for name, version in versions().items()},

@@ -98,7 +98,15 @@ def add_lora(model: MedVisionLlama, lora: LoRAConfig) -> None:
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """Build MedVisionLlama around `spec.donor`."""
+    """Build MedVisionLlama around `spec.donor`.
+
+    Raises:
+        UserError: a position beyond the blocks, where the language model would never be called,
+            or a LoRA target that is no linear of the block.
+    """
+    position, depth = spec.config.llm_position, spec.config.depth
+    if not 0 <= position <= depth:
+        raise UserError(f"--llm-position {position} is out of range: 0 to --depth {depth}")
     model = MedVisionLlama(spec)
     add_lora(model, spec.config.lora)
     return model

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,7 @@ import pytest
 from data_prep import convert
 from mvl_dist.errors import UserError
 from mvl_dist.splits import held_out_cases
-from mvl_dist.store import read_array, read_manifest
+from mvl_dist.store import read_array, read_manifest, task_names
 from tests.data_prep.tiny import (
     CASES,
     NAME,
@@ -60,8 +61,6 @@ def test_a_touched_file_is_compared_by_its_checksum(tmp_path: Path) -> None:
 
 
 def test_only_what_changed_or_is_missing_is_converted_again(tmp_path: Path) -> None:
-    import shutil
-
     folder = make_tiny(tmp_path)
     _, first = convert_tiny(folder, tmp_path / "s")
     write_nifti(folder / "imagesTr" / f"{CASES[2]}.nii.gz", scan(99, False)[0])
@@ -177,3 +176,21 @@ def test_real_hippocampi_convert_and_keep_their_volumes(msd_root: Path, tmp_path
         for value in (1, 2):
             ratio = (label == value).mean() / (native == value).mean()
             assert abs(ratio - 1) < 1e-3
+
+
+def test_a_deleted_case_comes_back_and_the_task_is_published_again(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path)
+    _, first = convert_tiny(folder, tmp_path / "s")
+    shutil.rmtree(tmp_path / "s" / NAME / "cases" / CASES[4])
+    report, second = convert_tiny(folder, tmp_path / "s")
+    assert (report.written, second.checksum) == (1, first.checksum)
+
+
+def test_a_task_is_unpublished_while_its_cases_are_being_replaced(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path)
+    convert_tiny(folder, tmp_path / "s")
+    write_nifti(folder / "imagesTr" / f"{CASES[2]}.nii.gz", scan(99, False)[0])
+    (folder / "imagesTr" / f"{CASES[5]}.nii.gz").write_bytes(b"no")
+    with pytest.raises(UserError, match=f"case {CASES[5]}"):
+        convert_tiny(folder, tmp_path / "s")
+    assert task_names(tmp_path / "s") == ()

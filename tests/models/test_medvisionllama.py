@@ -120,3 +120,11 @@ def test_the_vit_starts_from_the_baselines_weights(tiny_shape: str) -> None:
 def test_an_unknown_lora_target_lists_what_there_is(tiny_shape: str) -> None:
     with pytest.raises(UserError, match="it has down_proj, gate_proj, k_proj, o_proj, q_proj"):
         build(load_donor(tiny_shape), lora=LoRAConfig(targets=("query",)))
+
+
+@pytest.mark.parametrize("position", [-1, 3])
+def test_a_position_where_the_block_would_never_be_called_is_refused(
+    tiny_shape: str, position: int
+) -> None:
+    with pytest.raises(UserError, match="out of range: 0 to --depth 2"):
+        build(load_donor(tiny_shape), llm_position=position)

@@ -82,6 +82,20 @@ def test_dropout_acts_in_training_and_not_in_evaluation() -> None:
     assert not torch.equal(model(image), model(image))
 
 
+def test_each_of_the_three_dropouts_acts_by_itself() -> None:
+    block, tokens = small(dropout=0.5).vit.blocks[0].train(), torch.randn(1, 200, 64)
+    before_projection: list[torch.Tensor] = []
+    block.attention.projection.register_forward_hook(
+        lambda _module, inputs, _output: before_projection.append(inputs[0])
+    )
+    first, second = block.attention(tokens), block.attention(tokens)
+    assert not torch.equal(*before_projection)  # the attention weights
+    for dropped in (first, second, block.mlp(tokens)):  # projection, MLP's output
+        assert 0.45 < (dropped == 0).float().mean() < 0.55
+    inside = block.mlp[:3](tokens)
+    assert 0.45 < (inside == 0).float().mean() < 0.55
+
+
 def test_the_seed_decides_the_weights() -> None:
     first, again, other = (small(seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mvl_dist.splits import make_split
+from mvl_dist.store import read_manifest
 from tests.system.launching import REPO, TRACES, environment, launch, run_folder
 
 pytestmark = pytest.mark.tworank
@@ -61,18 +63,22 @@ def test_a_diverging_training_stops_all_ranks_with_one_message(
     assert "--warmup-epochs 1 --max-grad-norm 1" in line
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_corrupt_case_is_named_whichever_rank_meets_it(
-    arguments: list[str], phantom_store: Path, tmp_path: Path
+    rank: int, arguments: list[str], phantom_store: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(phantom_store, tmp_path / "store")
-    cases = tmp_path / "store" / "Task91_PhantomTumour" / "cases"
-    for chunk in cases.glob("*/image/c/0/0/0/0"):
-        content = bytearray(chunk.read_bytes())
-        content[-10] ^= 1
-        chunk.write_bytes(bytes(content))
+    manifest = read_manifest(phantom_store, "91")
+    split = make_split(tuple(manifest.cases), manifest.task.name, 0, seed=manifest.split_seed)
+    case = tmp_path / "store" / manifest.task.name / "cases" / split.validation[rank]
+    chunk = case / "image/c/0/0/0/0"
+    content = bytearray(chunk.read_bytes())
+    content[-10] ^= 1
+    chunk.write_bytes(bytes(content))
     output = ["--store", str(tmp_path / "store"), "--output", str(tmp_path / "runs")]
     line = launch([*arguments, *output]).one_line()
-    assert str(cases) in line
+    assert line.startswith("error: " if rank == 0 else "error (rank 1): ")
+    assert str(case) in line
     assert "mvl verify" in line
 
 

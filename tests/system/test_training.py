@@ -209,6 +209,22 @@ def test_a_finished_run_started_again_is_only_scored_again(
     assert "NSD at" in done.output
 
 
+def test_a_run_that_shall_start_anew_keeps_the_old_folder_aside(
+    arguments: list[str], unbroken: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(unbroken, copied)
+    folder = run_folder(copied)
+    anew = ["--epochs", str(EPOCHS), "--output", str(copied), "--resume", "False"]
+    done = launch([*arguments, *anew])
+    assert done.code == 0, done.errors
+    (old,) = folder.parent.glob(f"{folder.name}.before-*")
+    assert (old / "best.safetensors").exists()
+    lines = (folder / "journal.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if '"train_loss"' in line]
+    assert steps == list(range(1, len(curve(unbroken)) + 1))
+
+
 def test_a_run_resumed_with_another_number_of_ranks_is_refused(
     arguments: list[str], unbroken: Path
 ) -> None:

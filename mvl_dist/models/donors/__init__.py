@@ -6,8 +6,8 @@
     FILE.pth          Meta's checkpoint, params.json beside it
     random:SHAPE      fresh weights of a known shape or of a config.json: the control
 
-Only the tensors of the layers asked for are read. A family (llama.py) knows the layer; a source
-(sources.py) knows the file.
+Only the tensors of the layers asked for are read. A family (families.py, llama.py) knows the layer;
+a source (sources.py and the files it names) knows the file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvl_dist.errors import UserError
-from mvl_dist.models.donors import sources
+from mvl_dist.models.donors.families import check_config, family_of
+from mvl_dist.models.donors.gguf_file import GGUFFile
+from mvl_dist.models.donors.meta_checkpoint import MetaCheckpoint
+from mvl_dist.models.donors.safetensors_folder import SafetensorsFolder
+from mvl_dist.models.donors.sources import RandomWeights, Source
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -70,25 +75,31 @@ def _llama_8b() -> Path:
 KNOWN_DONORS = {"smollm2-135m": _smollm2, "llama-3.1-8b": _llama_8b}
 
 
-def open_source(source: str) -> sources.Source:
-    """Find what a donor's name or path means.
+def open_source(source: str) -> Source:
+    """Find what a donor's name or path means, with a config that a family here can build from.
 
     Raises:
-        UserError: nothing goes by that name or lies there.
+        UserError: nothing goes by that name or lies there, or its model type is not supported.
     """
+    opened = _find(source)
+    check_config(opened.config, source)
+    return opened
+
+
+def _find(source: str) -> Source:
     if source in KNOWN_DONORS:
-        return open_source(str(KNOWN_DONORS[source]()))
+        return _find(str(KNOWN_DONORS[source]()))
     if source.startswith("random:"):
-        return sources.RandomWeights(source.removeprefix("random:"))
+        return RandomWeights(source.removeprefix("random:"))
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return sources.GGUFFile(path)
+        return GGUFFile(path)
     if path.is_file() and path.suffix == ".pth":
-        return sources.MetaCheckpoint(path)
-    if path.is_dir() and list(path.glob("*.pth")) and not (path / "config.json").exists():
-        return sources.MetaCheckpoint(path / "consolidated.00.pth")
-    if path.is_dir():
-        return sources.SafetensorsFolder(path)
+        return MetaCheckpoint(path)
+    if (path / "params.json").is_file() and not (path / "config.json").exists():
+        return MetaCheckpoint(path / "consolidated.00.pth")
+    if source and path.is_dir():
+        return SafetensorsFolder(path)
     near = difflib.get_close_matches(source, KNOWN_DONORS, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'?" if near else f"known names: {', '.join(KNOWN_DONORS)}"
     raise UserError(
@@ -104,7 +115,7 @@ def absolute_layers(source: str, layers: Sequence[int], count: int) -> tuple[int
         UserError: the language model does not have that layer.
     """
     if not layers:
-        raise UserError("--donor-layers needs at least one layer")
+        raise UserError(f"donor '{source}': no layers asked for; give at least one (-1: the last)")
     for layer in layers:
         if not -count <= layer < count:
             raise UserError(
@@ -136,16 +147,23 @@ def load_donor(source: str, layers: Sequence[int] = (-1,), seed: int = 0) -> Don
         UserError: not found, unreadable, of an unsupported family, without the layers asked for,
             or with shapes that contradict its config.
     """
-    from mvl_dist.models.donors import llama
+    return read_donor(open_source(source), source, layers, seed)[0]
+
+
+def read_donor(
+    opened: Source, source: str, layers: Sequence[int], seed: int
+) -> tuple[Donor, dict[str, torch.Tensor]]:
+    """`load_donor`, and the tensors by their own names, in the dtype in which they are stored."""
     from mvl_dist.models.donors.blocks import checksum, load_tensors
 
-    opened = open_source(source)
     numbers = absolute_layers(source, layers, opened.num_layers)
-    block = llama.empty_block(opened.config, len(numbers))
-    tensors = opened.read(llama.tensor_names(block, numbers), seed=seed, block=block)
-    load_tensors(block, llama.tensor_names(block, numbers), tensors, source)
+    family = family_of(opened.config["model_type"])
+    block = family.empty_block(opened.config, len(numbers))
+    names = family.tensor_names(block, numbers)
+    tensors = opened.read(names, seed=seed, block=block)
+    load_tensors(block, names, tensors, source)
     block.requires_grad_(False)
-    return Donor(
+    donor = Donor(
         block=block,
         hidden_size=int(opened.config["hidden_size"]),
         source=source,
@@ -153,3 +171,4 @@ def load_donor(source: str, layers: Sequence[int] = (-1,), seed: int = 0) -> Don
         model_type=str(opened.config["model_type"]),
         checksum=checksum(tensors),
     )
+    return donor, tensors

@@ -20,7 +20,8 @@ def load_tensors(
         names: parameter name in the block -> tensor name in the donor.
 
     Raises:
-        UserError: a tensor's shape contradicts the donor's config.
+        UserError: a tensor's shape contradicts the donor's config, or it is quantised: int8 and
+            float8 mean nothing without scales, which stand in tensors that are not read here.
     """
     wanted = dict(block.named_parameters())
     state = {}
@@ -30,6 +31,12 @@ def load_tensors(
             raise UserError(
                 f"donor '{source}': {outside} has shape {got}, its config says {expected}; "
                 "config and weights do not belong together"
+            )
+        dtype = tensors[outside].dtype
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise UserError(
+                f"donor '{source}': {outside} is stored as {str(dtype).removeprefix('torch.')}: "
+                "quantised weights are read from GGUF only; use the unquantised model"
             )
         state[inside] = tensors[outside].to(torch.float32)
     block.load_state_dict(state, assign=True)

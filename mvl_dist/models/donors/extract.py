@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvl_dist.errors import UserError
-from mvl_dist.models.donors import absolute_layers, open_source
-from mvl_dist.store import full_disk_is_a_user_error
+from mvl_dist.models.donors import open_source, read_donor
+from mvl_dist.models.donors.safetensors_folder import safetensors_names
+
+BLOCK = "block.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,39 +43,40 @@ def extract(source: str, layers: Sequence[int], output: Path, seed: int = 0) -> 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from mvl_dist.models.donors import llama
-    from mvl_dist.models.donors.blocks import checksum, load_tensors
-
     opened = open_source(source)
-    numbers = absolute_layers(source, layers, opened.num_layers)
-    block = llama.empty_block(opened.config, len(numbers))
-    names = llama.tensor_names(block, numbers)
-    tensors = opened.read(names, seed=seed, block=block)
-    load_tensors(block, names, tensors, source)  # config and shapes belong together
-    about = {"source": source, "layers": list(numbers), "checksum": checksum(tensors)}
+    donor, tensors = read_donor(opened, source, layers, seed)
+    about = {"source": source, "layers": list(donor.layers), "checksum": donor.checksum}
     size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
-    done = Extracted(output, numbers, size, str(about["checksum"]))
-    if output.exists():
-        try:
-            if json.loads((output / "source.json").read_text())["checksum"] == done.checksum:
-                return done
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise UserError(f"{output} holds something else: delete it or choose another --output")
+    done = Extracted(output, donor.layers, size, donor.checksum)
+    if _holds(output, donor.checksum):
+        return done
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(
+            f"{output} holds something else, or is damaged: delete it or choose another --output"
+        )
     partial = output.with_name(f".partial-{output.name}")
     try:
-        with full_disk_is_a_user_error(output.parent):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            (partial / "config.json").write_text(json.dumps(dict(opened.config), indent=1))
-            (partial / "source.json").write_text(json.dumps(about, indent=1))
-            save_file(tensors, partial / "block.safetensors", metadata={"format": "pt"})
-            partial.rename(output)
-    except SafetensorError as error:
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed extraction
+        partial.mkdir(parents=True)
+        (partial / "config.json").write_text(json.dumps(dict(opened.config), indent=1))
+        (partial / "source.json").write_text(json.dumps(about, indent=1))
+        save_file(tensors, partial / BLOCK, metadata={"format": "pt"})
+        partial.rename(output)
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write to {output.parent} ({error}); nothing half-written was left: make room "
-            "and run the same command again"
+            "(or choose another --output) and run the same command again"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return done
+
+
+def _holds(folder: Path, checksum: str) -> bool:
+    """Whether a folder is a whole extraction with this checksum, as far as headers tell."""
+    try:
+        about = json.loads((folder / "source.json").read_text())
+        safetensors_names(folder / BLOCK)
+        return bool(about["checksum"] == checksum) and (folder / "config.json").is_file()
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return False

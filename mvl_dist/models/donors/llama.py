@@ -7,6 +7,7 @@ embedding is removed exactly by cos = 1, sin = 0.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,7 @@ import torch
 from torch import nn
 
 from mvl_dist.errors import UserError
-
-# model_type -> (module of transformers, prefix of its classes)
-FAMILY = {
-    "llama": ("llama", "Llama"),
-    "mistral": ("mistral", "Mistral"),
-    "qwen2": ("qwen2", "Qwen2"),
-    "qwen3": ("qwen3", "Qwen3"),
-}
+from mvl_dist.models.donors.families import FAMILIES
 
 
 class LlamaBlock(nn.Module):
@@ -47,21 +41,22 @@ def empty_block(config: Mapping[str, Any], count: int) -> LlamaBlock:
     """A block of `count` layers without weights (meta device).
 
     Args:
-        config: the language model's config.json.
+        config: the language model's config.json, of a model type in FAMILIES.
 
     Raises:
-        UserError: a model type that is not Llama-like, or a config that transformers refuses.
+        UserError: a config that transformers refuses.
     """
-    import importlib
-
-    model_type = str(config.get("model_type"))
-    if model_type not in FAMILY:
-        raise UserError(f"donor of model type '{model_type}': supported are {', '.join(FAMILY)}")
-    module, prefix = FAMILY[model_type]
+    model_type = str(config["model_type"])
+    module, prefix = FAMILIES[model_type].transformers, FAMILIES[model_type].prefix
     classes = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
     config_class = getattr(classes, f"{prefix}Config")
     try:
         settings = config_class.from_dict(dict(config))
+        if settings.num_attention_heads % settings.num_key_value_heads:
+            raise ValueError(
+                f"{settings.num_attention_heads} heads cannot share "
+                f"{settings.num_key_value_heads} key/value heads"
+            )
         settings._attn_implementation = "sdpa"
         with torch.device("meta"):
             layer_class = getattr(classes, f"{prefix}DecoderLayer")
@@ -69,7 +64,7 @@ def empty_block(config: Mapping[str, Any], count: int) -> LlamaBlock:
             norm = getattr(classes, f"{prefix}RMSNorm")(
                 settings.hidden_size, eps=settings.rms_norm_eps
             )
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+    except Exception as error:  # transformers raises whatever its validation stumbles over
         raise UserError(
             f"donor config of type '{model_type}' is not usable: "
             f"{' '.join(str(error).split())[:200]}"
