@@ -16,7 +16,8 @@ from data_prep.nifti import Scan, read_scan
 from data_prep.resample import resample_image, resample_label
 from data_prep.source import Pair
 from mvl_dist.errors import UserError
-from mvl_dist.store import CaseArrays, Shape3D, write_case, write_text_atomically
+from mvl_dist.files import write_text_atomically
+from mvl_dist.store import CaseArrays, Shape3D, write_case
 from mvl_dist.tasks import Task
 
 STATISTICS = ".statistics"

@@ -22,6 +22,7 @@ from data_prep.report import Report
 from data_prep.source import list_pairs, remarks, task_folders
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
+from mvl_dist.files import full_disk_is_a_user_error
 from mvl_dist.splits import held_out_cases
 from mvl_dist.store import CaseInfo, Manifest, Shape3D
 from mvl_dist.tasks import Task, load_task
@@ -120,7 +121,7 @@ def _run(
 def _ct_statistics(jobs: Sequence[Job], options: ConvertOptions, report: Report) -> dict[str, Any]:
     """First pass over a CT task: check every case, sum the histograms of the training part."""
     task = jobs[0].task
-    with zarr_store.full_disk_is_a_user_error(options.store):
+    with full_disk_is_a_user_error(options.store):
         (options.store / task.name / STATISTICS).mkdir(exist_ok=True)
     _run(survey, [job for job in jobs if surveyed(job) is None], options, report, "statistics")
     histograms = {

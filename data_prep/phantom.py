@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from data_prep.phantom_scans import PhantomScan, brain, trunk
 from mvl_dist.errors import UserError
-from mvl_dist.store import full_disk_is_a_user_error, write_text_atomically
+from mvl_dist.files import full_disk_is_a_user_error, write_text_atomically
 
 # Raised whenever the same seed would give other files.
 PHANTOM_VERSION = 1

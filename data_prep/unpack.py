@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro.conf
 
 from mvl_dist.errors import UserError
-from mvl_dist.store import full_disk_is_a_user_error
+from mvl_dist.files import full_disk_is_a_user_error
 
 
 @dataclass(frozen=True)

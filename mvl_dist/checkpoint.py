@@ -21,12 +21,11 @@ import torch.distributed as dist
 
 from mvl_dist.distributed import gather_objects
 from mvl_dist.errors import UserError
-from mvl_dist.store import write_text_atomically
+from mvl_dist.files import PARTIAL, write_text_atomically
 
 FOLDER = "checkpoints"
 LAST = "last.json"
 BEST = "best.safetensors"
-_PARTIAL = ".partial-"
 # Weights, Adam's two moments and a float32 master copy: at most 16 bytes a trainable parameter,
 # doubled because DeepSpeed keeps weights and optimizer states in separate files.
 BYTES_A_PARAMETER = 32
@@ -76,7 +75,7 @@ def save(engine: Any, run: Path, position: Position, frozen_checksum: str, keep:
     rank = dist.get_rank()
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob(f"{_PARTIAL}*"):
+        for partial in folder.glob(f"{PARTIAL}*"):
             shutil.rmtree(partial, ignore_errors=True)
     needed = BYTES_A_PARAMETER * sum(
         _full_size(p) for p in engine.module.parameters() if p.requires_grad
@@ -91,7 +90,7 @@ def save(engine: Any, run: Path, position: Position, frozen_checksum: str, keep:
             "from the last checkpoint"
         )
     tag = f"step-{position.step:08d}"
-    partial_tag = f"{_PARTIAL}{tag}"
+    partial_tag = f"{PARTIAL}{tag}"
     engine.save_checkpoint(
         str(folder), tag=partial_tag, save_latest=False, exclude_frozen_parameters=True
     )
@@ -190,7 +189,7 @@ def write_safetensors(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
         save_file(dict(weights), partial, metadata=dict(metadata))
         partial.chmod(0o644)  # safetensors makes it the owner's alone; a group shares its runs

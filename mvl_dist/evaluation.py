@@ -135,7 +135,7 @@ def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     import csv
     import io
 
-    from mvl_dist.store import write_text_atomically
+    from mvl_dist.files import write_text_atomically
 
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))

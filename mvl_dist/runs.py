@@ -22,11 +22,11 @@ import yaml
 from mvl_dist import checkpoint
 from mvl_dist.config import RunConfig, from_plain, to_plain
 from mvl_dist.errors import UserError
+from mvl_dist.files import write_text_atomically
 from mvl_dist.models import build_model, needs_donor
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.models.donors import Donor, load_donor
 from mvl_dist.plan import Plan, make_plan
-from mvl_dist.store import write_text_atomically
 
 CONFIG = "config.yaml"
 ABOUT = "run.json"

@@ -19,19 +19,17 @@ at every read.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.errors import UserError
+from mvl_dist.files import PARTIAL, full_disk_is_a_user_error, write_text_atomically
 from mvl_dist.tasks import TASKS, Region, Task, resolve_task_name
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 STORE_VERSION = 1
 MANIFEST = "manifest.json"
 ARRAYS = ("image", "label", "label_native")
-PARTIAL = ".partial-"
 
 Shape3D = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -226,34 +223,6 @@ def array_sha256(values: npt.NDArray[Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------- writing
-
-
-@contextlib.contextmanager
-def full_disk_is_a_user_error(where: Path) -> Iterator[None]:
-    """Turn 'no space left' and its kin into one line; the caller has left nothing half-written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            raise UserError(
-                f"cannot write to {where}: {error.strerror}; nothing half-written was left: "
-                "make room (or choose another folder) and run the same command again"
-            ) from error
-        raise
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old text or the new, never a part."""
-    partial = path.with_name(f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with full_disk_is_a_user_error(path.parent):
-            with partial.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def create_task_group(store: Path, task: str) -> Path:

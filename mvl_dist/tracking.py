@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mvl_dist.errors import UserError
-from mvl_dist.store import write_text_atomically
+from mvl_dist.files import write_text_atomically
 
 JOURNAL = "journal.jsonl"
 SENT = "journal.sent"

@@ -10,7 +10,18 @@ CASES = [f"case_{number:03d}" for number in range(131)]
 
 @pytest.mark.parametrize(
     ("released", "held_out"),
-    [(484, 48), (20, 2), (131, 13), (260, 26), (32, 3), (63, 6), (281, 28), (303, 30), (41, 4)],
+    [
+        (484, 48),
+        (20, 2),
+        (131, 13),
+        (260, 26),
+        (32, 3),
+        (63, 6),
+        (281, 28),
+        (303, 30),
+        (41, 4),
+        (126, 12),
+    ],
 )
 def test_a_tenth_is_held_out(released: int, held_out: int) -> None:
     cases = [f"c{number}" for number in range(released)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvl_dist.errors import UserError
+from mvl_dist.files import PARTIAL
 from mvl_dist.models.donors import open_source, read_donor
 from mvl_dist.models.donors.safetensors_folder import safetensors_names
 
@@ -54,7 +55,7 @@ def extract(source: str, layers: Sequence[int], output: Path, seed: int = 0) -> 
         raise UserError(
             f"{output} holds something else, or is damaged: delete it or choose another --output"
         )
-    partial = output.with_name(f".partial-{output.name}")
+    partial = output.with_name(f"{PARTIAL}{output.name}")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a killed extraction
         partial.mkdir(parents=True)
