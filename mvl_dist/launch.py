@@ -37,15 +37,21 @@ def launcher_config(name: str) -> Path:
 
 
 def default_launcher() -> str:
-    """`cpu2` where there is no NVIDIA device, else `gpu1` or `a100x8` by their number."""
+    """`a100x8` or `gpu1` by the number of NVIDIA devices.
+
+    Raises:
+        UserError: there is none. Training on the CPU must be asked for.
+    """
     devices = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
-    return "cpu2" if not devices else "a100x8" if len(devices) >= 8 else "gpu1"
+    if not devices:
+        raise UserError("no GPU here: pass --launcher cpu2 to train on two CPU ranks")
+    return "a100x8" if len(devices) >= 8 else "gpu1"
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry of `mvl train`."""
     rest = list(argv)
-    name = default_launcher()
+    name = ""
     for index, argument in enumerate(rest):
         if argument.partition("=")[0] == "--launcher":
             _, equals, value = argument.partition("=")
@@ -56,9 +62,9 @@ def main(argv: Sequence[str]) -> int:
             break
     if any(argument in ("-h", "--help") for argument in rest):
         print("mvl train [--launcher NAME|FILE.yaml] [--preset NAME] [--config FILE.yaml] [flags]")
-        print(f"--launcher: a file, or a name of accelerate_configs/ (here: {name})\n")
-    config_file = launcher_config(name)
+        print("--launcher: an accelerate config, or the name of one in accelerate_configs/\n")
     make_plan(parse(rest))
+    config_file = launcher_config(name or default_launcher())
     return _run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch"),

@@ -70,7 +70,17 @@ def frozen_checksum(model: torch.nn.Module) -> str:
 
 def write_description(folder: Path, plan: Plan, about: dict[str, Any]) -> None:
     """Write config.yaml, split.json and run.json: a run is understood from its folder alone."""
-    write_text_atomically(folder / CONFIG, yaml.safe_dump(to_plain(plan.config), sort_keys=False))
+    config = plan.config
+    donor = config.model.donor
+    if Path(donor.source).exists():
+        donor = replace(donor, source=str(Path(donor.source).absolute()))
+    config = replace(  # the folder is read from elsewhere later
+        config,
+        data=replace(config.data, store=config.data.store.absolute()),
+        model=replace(config.model, donor=donor),
+        output=config.output.absolute(),
+    )
+    write_text_atomically(folder / CONFIG, yaml.safe_dump(to_plain(config), sort_keys=False))
     write_text_atomically(folder / "split.json", json.dumps(plan.split.to_dict(), indent=1))
     write_text_atomically(folder / ABOUT, json.dumps(about, indent=1))
 

@@ -8,6 +8,18 @@ import pytest
 from mvl_dist import cli, launch
 from mvl_dist.errors import UserError
 
+PHANTOM = (
+    "--store",
+    "STORE",
+    "--task",
+    "91",
+    "--model",
+    "vit_baseline",
+    "--grid",
+    "16",
+    "16",
+    "16",
+)
 REPO = Path(__file__).resolve().parent.parent
 
 
@@ -40,7 +52,8 @@ def test_every_command_has_a_help_of_its_own(command: str) -> None:
         (["train", "--store", "STORE", "--task", "Task99"], "unknown task 'Task99'"),
         (["train", "--store", "STORE", "--task", "91", "--fold", "9"], "fold 9 does not exist"),
         (["train", "--store", "STORE", "--task", "91", "--donor", "gpt9"], "donor 'gpt9'"),
-        (["train", "--launcher", "h100x9"], "known: a100x8"),
+        (["train", *PHANTOM, "--launcher", "h100x9"], "known: a100x8"),
+        (["train", *PHANTOM, "--launcher"], "--launcher needs a value"),
         (["train", "--preset", "smok"], "known presets are paper"),
         (["evaluate", "/nowhere"], "not a run's folder"),
         (["verify", "--store", "/nowhere"], "no store at /nowhere"),
@@ -84,6 +97,13 @@ def test_doctor_says_what_the_main_job_still_needs(tmp_path: Path) -> None:
     for word in ("torch", "CPU", "Triton", "DeepSpeed ops", "Slurm", "donor smollm2-135m", "store"):
         assert word in done.stdout
     assert "mvl convert --msd-root DIR --store" in done.stdout
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+def test_training_on_the_cpu_must_be_asked_for(phantom_store: Path) -> None:
+    done = mvl("train", *(str(phantom_store) if word == "STORE" else word for word in PHANTOM))
+    assert done.returncode == 1
+    assert done.stderr == "error: no GPU here: pass --launcher cpu2 to train on two CPU ranks\n"
 
 
 def test_launchers_are_found_by_name_and_name_their_deepspeed_config() -> None:
