@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -129,6 +130,7 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
             f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no GPU "
             "is visible here: use accelerate_configs/cpu2.yaml, or see 'mvl doctor' on the GPU node"
         )
+    _prepare_compiling(on_cpu=not torch.cuda.is_available())
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import DistributedType
 
@@ -147,6 +149,18 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise UserError(f"Accelerate started {accelerator.distributed_type}, not DeepSpeed")
     return accelerator
+
+
+def _prepare_compiling(on_cpu: bool) -> None:
+    """Let DeepSpeed find what it compiles its shared-memory collectives for CPU ranks with."""
+    beside = str(Path(sys.executable).parent)  # where pip put ninja
+    os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
+    compiler = os.environ.get("CXX", "c++")
+    if on_cpu and shutil.which(compiler) is None:
+        raise UserError(
+            f"no C++ compiler ('{compiler}') here, and DeepSpeed compiles its collectives for CPU "
+            "ranks at the first start: install one (apt-get install g++), or set CXX"
+        )
 
 
 def _deepspeed_config() -> dict[str, Any]:

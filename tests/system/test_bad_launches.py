@@ -53,6 +53,15 @@ def test_without_deepspeed_there_is_no_training(arguments: list[str], tmp_path: 
     assert "ACCELERATE_USE_CPU is set" in done.one_line()
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+def test_a_missing_compiler_is_said_before_deepspeed_stumbles_over_it(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    done = launch([*arguments, "--output", str(tmp_path)], PATH=str(tmp_path / "empty"))
+    assert "no C++ compiler ('c++') here" in done.one_line()
+
+
 def test_a_diverging_training_stops_all_ranks_with_one_message(
     arguments: list[str], tmp_path: Path
 ) -> None:
