@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import io
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -130,37 +128,36 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
             f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no GPU "
             "is visible here: use accelerate_configs/cpu2.yaml, or see 'mvl doctor' on the GPU node"
         )
-    _prepare_compiling(on_cpu=not torch.cuda.is_available())
+    if not torch.cuda.is_available():
+        _without_compiled_collectives()
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import DistributedType
 
     # torch 2.13 renamed collectives that DeepSpeed 0.19 calls by their old names.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints what it compiled
-        accelerator = Accelerator(
-            kwargs_handlers=[
-                InitProcessGroupKwargs(
-                    backend="nccl" if torch.cuda.is_available() else "gloo",
-                    timeout=datetime.timedelta(minutes=timeout_minutes),
-                )
-            ]
-        )
+    accelerator = Accelerator(
+        kwargs_handlers=[
+            InitProcessGroupKwargs(
+                backend="nccl" if torch.cuda.is_available() else "gloo",
+                timeout=datetime.timedelta(minutes=timeout_minutes),
+            )
+        ]
+    )
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         raise UserError(f"Accelerate started {accelerator.distributed_type}, not DeepSpeed")
     return accelerator
 
 
-def _prepare_compiling(on_cpu: bool) -> None:
-    """Let DeepSpeed find what it compiles its shared-memory collectives for CPU ranks with."""
-    beside = str(Path(sys.executable).parent)  # where pip put ninja
-    os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", os.defpath)])
-    compiler = os.environ.get("CXX", "c++")
-    if on_cpu and shutil.which(compiler) is None:
-        raise UserError(
-            f"no C++ compiler ('{compiler}') here, and DeepSpeed compiles its collectives for CPU "
-            "ranks at the first start: install one (apt-get install g++), or set CXX"
-        )
+def _without_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling its shared-memory all-reduce, which only inference uses.
+
+    torch guards a compilation by a lock file. A rank that is killed while it holds it leaves the
+    file behind, and every later run of this user on this machine waits for it, without a word.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _deepspeed_config() -> dict[str, Any]:
@@ -200,9 +197,9 @@ def close() -> None:
 
 
 class StopRequest:
-    """SIGTERM and SIGUSR1 (Slurm's warning) as a flag that all ranks act on together."""
+    """SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C as a flag that all ranks act on together."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signal_name = ""
@@ -224,6 +221,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         self.signal_name = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
 
     @property
     def requested(self) -> bool:

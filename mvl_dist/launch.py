@@ -6,6 +6,7 @@ before any rank is started.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from mvl_dist.config import parse
+from mvl_dist.distributed import StopRequest
 from mvl_dist.errors import UserError
 from mvl_dist.plan import make_plan
 
@@ -99,15 +101,18 @@ def deepspeed_config(config_file: Path) -> Path:
 
 
 def _run(command: Sequence[str]) -> int:
-    process = subprocess.Popen(command)
+    # In a session of its own, so that Ctrl-C does not reach it.
+    process = subprocess.Popen(command, start_new_session=True)
 
     def forward(number: int, frame: Any) -> None:
         # To the ranks, which save and leave; the launcher itself would only write a trace.
         import psutil
 
-        for child in psutil.Process(process.pid).children():
-            child.send_signal(number)
+        with contextlib.suppress(psutil.Error):
+            launcher = psutil.Process(process.pid)
+            for reached in launcher.children() or [launcher]:
+                reached.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in StopRequest.SIGNALS:
         signal.signal(number, forward)
     return 1 if process.wait() else 0

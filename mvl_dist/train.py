@@ -242,4 +242,6 @@ if __name__ == "__main__":
         distributed.close()
     except UserError as user_error:
         distributed.fail(user_error)
+    except KeyboardInterrupt:  # before or after the training, which would save first
+        distributed.end_launch(130)
     sys.exit(code)

@@ -159,7 +159,7 @@ def test_a_rank_killed_at_any_moment_resumes_to_the_same_curve(
     assert curve(tmp_path, "val_dice") == curve(unbroken, "val_dice")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_in_the_middle_of_an_epoch_and_the_same_command_goes_on(
     number: signal.Signals, arguments: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
