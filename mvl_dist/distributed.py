@@ -111,10 +111,9 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
             "ACCELERATE_USE_CPU is set: Accelerate would run plain DDP without ZeRO; set "
             "'use_cpu: false' in the accelerate config (CPU ranks use gloo all the same)"
         )
+    settings = _deepspeed_config()
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns on every rank
     if torch.cuda.is_available():
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise UserError(
@@ -122,13 +121,15 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
                 f"{os.environ.get('LOCAL_WORLD_SIZE')} ranks were started on this machine; "
                 "set num_processes in the accelerate config to match"
             )
-    elif _deepspeed_config().get("bf16", {}).get("enabled", False):
-        # Going on would train a GPU run on CPU ranks without being asked.
-        raise UserError(
-            f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no GPU "
-            "is visible here: use accelerate_configs/cpu2.yaml, or see 'mvl doctor' on the GPU node"
-        )
-    if not torch.cuda.is_available():
+    else:
+        if settings.get("bf16", {}).get("enabled", False):
+            # Going on would train a GPU run on CPU ranks without being asked.
+            raise UserError(
+                f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no "
+                "GPU is visible here: use accelerate_configs/cpu2.yaml, or see 'mvl doctor' on the "
+                "GPU node"
+            )
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns on every rank
         _without_compiled_collectives()
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import DistributedType

@@ -35,7 +35,7 @@ def test_a_gpu_config_without_a_gpu_does_not_fall_back_to_the_cpu(
     arguments: list[str], tmp_path: Path
 ) -> None:
     done = launch([*arguments, "--output", str(tmp_path)], config="gpu1")
-    assert "asks for bf16 on CUDA, and no GPU is visible here" in done.one_line()
+    assert "asks for bf16 on CUDA, and no GPU" in done.one_line()
 
 
 def test_without_deepspeed_there_is_no_training(arguments: list[str], tmp_path: Path) -> None:
@@ -51,6 +51,11 @@ def test_without_deepspeed_there_is_no_training(arguments: list[str], tmp_path: 
     # The trap: Accelerate itself would run plain DDP here, and say nothing.
     done = launch([*arguments, "--output", str(tmp_path)], ACCELERATE_USE_CPU="true")
     assert "ACCELERATE_USE_CPU is set" in done.one_line()
+
+
+def test_a_missing_deepspeed_config_is_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = launch([*arguments, "--output", str(tmp_path)], deepspeed=tmp_path / "none.json")
+    assert f"DeepSpeed config {tmp_path / 'none.json'} cannot be read" in done.one_line()
 
 
 def test_no_compilation_and_so_no_lock_of_a_killed_one_can_stop_a_run(
