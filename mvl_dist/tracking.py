@@ -123,11 +123,19 @@ def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
             if Path(operation["path"]).exists():
                 client.log_artifact(run_id, operation["path"], operation["folder"])
         elif kind == "table":
-            client.log_table(run_id, operation["columns"], operation["file"])
+            _replace_table(client, run_id, operation["columns"], operation["file"])
         elif kind == "end":
             client.set_terminated(run_id, operation["status"], operation["time_ms"])
     for start in range(0, len(metrics), METRICS_A_BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+
+
+def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file: str) -> None:
+    """Log a table as MLflow's `log_table` does, which would append to one that is there."""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    client.log_dict(run_id, {"columns": list(columns), "data": rows}, file)
+    shown = json.dumps([{"path": file, "type": "table"}])
+    client.set_tag(run_id, "mlflow.loggedArtifacts", shown)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

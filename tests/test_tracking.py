@@ -38,6 +38,7 @@ def test_all_that_is_logged_arrives(tmp_path: Path, sqlite: str) -> None:
     tracker.tags({"zero_stage": 2})
     (tmp_path / "note.txt").write_text("hello")
     tracker.artifact(tmp_path / "note.txt")
+    tracker.table([{"case": "of an earlier scoring", "dice": 0.1}], "cases.json")
     tracker.table([{"case": "a", "dice": 0.9}, {"case": "b", "dice": float("nan")}], "cases.json")
     assert tracker.close("FINISHED") == ""
     client = MlflowClient(sqlite)
