@@ -122,7 +122,7 @@ def _settings(cases: int, seed: int) -> dict[str, int]:
 def _is_there(folder: Path, cases: int, seed: int) -> bool:
     try:
         made = json.loads((folder / "dataset.json").read_text()).get("phantom")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (json.JSONDecodeError, AttributeError):
         made = "something else"

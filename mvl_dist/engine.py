@@ -66,10 +66,26 @@ def prepare_engine(accelerator: Accelerator, model: torch.nn.Module, optim: Opti
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=optim.lr)
     engine, _ = accelerator.prepare(model, optimizer)
-    asked, got = settings["zero_optimization"]["stage"], engine.zero_optimization_stage()
+    asked, got = settings["zero_optimization"]["stage"], running_stage(engine)
     if asked != got:
         raise UserError(f"DeepSpeed runs ZeRO stage {got}, its config asks for {asked}")
     return engine
+
+
+def running_stage(engine: Any) -> int:
+    """ZeRO stage by what DeepSpeed built, not by the config that it was given back.
+
+    `engine.zero_optimization_stage()` only repeats the config, so it could never disagree with it.
+    """
+    optimizer = engine.optimizer
+    kinds = {kind.__name__ for kind in type(optimizer).__mro__}
+    if "DeepSpeedZeroOptimizer_Stage3" in kinds:
+        return 3
+    if "DeepSpeedZeroOptimizer" in kinds:
+        return 2 if optimizer.partition_gradients else 1
+    if "BF16_Optimizer" in kinds:  # what DeepSpeed takes for stages 0 and 1 in bf16
+        return min(int(engine.zero_optimization_stage()), 1)
+    return 0
 
 
 def dtype_name(engine: Any) -> str:
@@ -115,7 +131,7 @@ class Trainer:
 
     def fit(self) -> FitResult:
         """Train to the last epoch, from the last checkpoint if there is one (all ranks)."""
-        stage = self.engine.zero_optimization_stage()
+        stage = running_stage(self.engine)
         position = Position()
         if self.plan.config.resume:
             position = checkpoint.load(self.engine, self.folder, self.frozen_checksum)

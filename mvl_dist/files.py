@@ -13,6 +13,12 @@ from mvl_dist.errors import UserError
 
 # What a killed process leaves begins with this; readers skip it, the next writer removes it.
 PARTIAL = ".partial-"
+# No room, no permission, or a file where a folder should be.
+_USER_ERRNOS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
 
 
 @contextlib.contextmanager
@@ -21,7 +27,7 @@ def full_disk_is_a_user_error(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno in _USER_ERRNOS:
             raise UserError(
                 f"cannot write to {where}: {error.strerror}; nothing half-written was left: "
                 "make room (or choose another folder) and run the same command again"

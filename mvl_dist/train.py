@@ -81,7 +81,7 @@ def _fit_batch(plan: Plan, world_size: int) -> Plan:
 
 def _train(plan: Plan, accelerator: Accelerator) -> tuple[Path, AnyTracker, FitResult]:
     from mvl_dist import runs
-    from mvl_dist.engine import Trainer, dtype_name, prepare_engine
+    from mvl_dist.engine import Trainer, dtype_name, prepare_engine, running_stage
     from mvl_dist.models.count import donor_parameter_names, parameter_report
     from mvl_dist.tracking import NullTracker, Tracker, default_uri
 
@@ -102,7 +102,7 @@ def _train(plan: Plan, accelerator: Accelerator) -> tuple[Path, AnyTracker, FitR
         tracker = Tracker(folder, default_uri(config.output), config.experiment, folder.name)
     engine = prepare_engine(accelerator, model, config.optim)
     running = {
-        "zero_stage": engine.zero_optimization_stage(),
+        "zero_stage": running_stage(engine),
         "world_size": accelerator.num_processes,
         "precision": dtype_name(engine),
         "donor_checksum": donor_checksum,

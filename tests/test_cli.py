@@ -75,6 +75,26 @@ def test_a_users_mistake_is_one_line_and_a_status(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("below", ["", "/folder"])
+@pytest.mark.parametrize("command", ["convert", "phantom", "unpack"])
+def test_a_file_where_a_folder_should_be_is_one_line(
+    command: str, below: str, phantom_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    target = f"{tmp_path / 'file'}{below}"
+    arguments = {
+        "convert": ("--msd-root", str(phantom_root), "--store", target),
+        "phantom": ("--msd-root", target),
+        "unpack": (str(tmp_path / "file"), "--msd-root", target),
+    }[command]
+    done = mvl(command, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
 def test_mistakes_of_a_run_are_found_without_torch(phantom_store: Path) -> None:
     code = (
         "import sys; from mvl_dist.cli import main; "
