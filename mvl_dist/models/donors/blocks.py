@@ -1,14 +1,69 @@
-"""Fill an empty block with a donor's tensors, and their checksum: the same for every family."""
+"""What every family shares: the block, its tensors' names, how it is filled, and its checksum."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from mvl_dist.errors import UserError
+
+
+class Block(nn.Module):
+    """Layers of a language model and its final norm: hidden states (B, T, H) -> (B, T, H)."""
+
+    def __init__(self, layers: nn.ModuleList, norm: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.norm = layers, norm
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Every token attends to every token; the order of tokens does not matter."""
+        for layer in self.layers:
+            # Without a mask, sdpa attention is causal in a decoder unless it is told otherwise.
+            hidden = layer(hidden, attention_mask=None, is_causal=False)
+        return self.norm(hidden)
+
+
+@contextmanager
+def building(config: Mapping[str, Any]) -> Iterator[None]:
+    """Build without weights (meta device) what a donor's config describes.
+
+    Raises:
+        UserError: transformers raised, whatever its validation stumbled over.
+    """
+    try:
+        with torch.device("meta"):
+            yield
+    except Exception as error:
+        raise UserError(
+            f"donor config of type '{config['model_type']}' is not usable: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def names_in_checkpoint(
+    block: nn.Module, layers: Sequence[int], stem: str, norm: str = ""
+) -> dict[str, str]:
+    """Parameter name in the block -> tensor name in a checkpoint of transformers.
+
+    Args:
+        layers: number in the language model of each layer of the block.
+        stem: of the layers' tensors in a checkpoint, e.g. `model.layers`.
+        norm: of the final norm's tensors, e.g. `model.norm`.
+    """
+    names = {}
+    for inside, _ in block.named_parameters():
+        part, _, rest = inside.partition(".")
+        if part == "norm":
+            names[inside] = f"{norm}.{rest}"
+        else:
+            index, _, parameter = rest.partition(".")
+            names[inside] = f"{stem}.{layers[int(index)]}.{parameter}"
+    return names
 
 
 def load_tensors(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL
-from mvl_dist.models.donors import open_source, read_donor
+from mvl_dist.models.donors import Layers, open_source, read_donor
 from mvl_dist.models.donors.safetensors_folder import safetensors_names
 
 BLOCK = "block.safetensors"
@@ -31,7 +30,7 @@ class Extracted:
     checksum: str
 
 
-def extract(source: str, layers: Sequence[int], output: Path, seed: int = 0) -> Extracted:
+def extract(source: str, layers: Layers, output: Path, seed: int = 0) -> Extracted:
     """Write the layers of `source` into the folder `output`; it appears when it is whole.
 
     Half precision is kept as stored; what is dequantised is written as float32, so that the donor

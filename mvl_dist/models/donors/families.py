@@ -21,13 +21,13 @@ class Family:
 
     Attributes:
         file: module of this package.
-        transformers: `transformers.models.X.modeling_X`.
+        transformers: for several model types in one file: `transformers.models.X.modeling_X`.
         prefix: of the classes in there.
     """
 
     file: str
-    transformers: str
-    prefix: str
+    transformers: str = ""
+    prefix: str = ""
 
 
 FAMILIES = {
@@ -35,6 +35,8 @@ FAMILIES = {
     "mistral": Family("llama", "mistral", "Mistral"),
     "qwen2": Family("llama", "qwen2", "Qwen2"),
     "qwen3": Family("llama", "qwen3", "Qwen3"),
+    "bert": Family("bert"),
+    "biogpt": Family("biogpt"),
 }
 
 
@@ -45,6 +47,11 @@ def check_config(config: Mapping[str, Any], source: str) -> None:
         UserError: unsupported model type, or no usable size.
     """
     model_type = config.get("model_type")
+    if model_type is None:
+        raise UserError(
+            f"donor '{source}': its config.json names no model_type (as old BERT checkpoints): add "
+            f'"model_type": one of {", ".join(FAMILIES)}'
+        )
     if model_type not in FAMILIES:
         raise UserError(
             f"donor '{source}': model type '{model_type}': supported are {', '.join(FAMILIES)}"

@@ -1,8 +1,8 @@
 """Llama-like decoder layers, made bidirectional and position-free (paper section 3.1).
 
-transformers' own layer classes are used. Two things they do by themselves are switched off:
-without a mask, sdpa attention is causal unless `is_causal=False` is passed; and the rotary
-embedding is removed exactly by cos = 1, sin = 0.
+transformers' own layer classes are used. Three things they do by themselves are switched off:
+without a mask, sdpa attention is causal unless `is_causal=False` is passed; the rotary embedding is
+removed exactly by cos = 1, sin = 0; and some configs ask for dropout of the attention.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mvl_dist.errors import UserError
+from mvl_dist.models.donors.blocks import Block, building, names_in_checkpoint
 from mvl_dist.models.donors.families import FAMILIES
 
 
-class LlamaBlock(nn.Module):
+class LlamaBlock(Block):
     """Decoder layers and the final RMSNorm: hidden states (B, T, H) -> (B, T, H)."""
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module, head_dim: int) -> None:
-        super().__init__()
-        self.layers, self.norm = layers, norm
+        super().__init__(layers, norm)
         self.head_dim = head_dim
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -46,29 +45,21 @@ def empty_block(config: Mapping[str, Any], count: int) -> LlamaBlock:
     Raises:
         UserError: a config that transformers refuses.
     """
-    model_type = str(config["model_type"])
-    module, prefix = FAMILIES[model_type].transformers, FAMILIES[model_type].prefix
+    family = FAMILIES[str(config["model_type"])]
+    module, prefix = family.transformers, family.prefix
     classes = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
-    config_class = getattr(classes, f"{prefix}Config")
-    try:
-        settings = config_class.from_dict(dict(config))
+    with building(config):
+        config_class = getattr(classes, f"{prefix}Config")
+        settings = config_class.from_dict({**config, "attention_dropout": 0.0})
         if settings.num_attention_heads % settings.num_key_value_heads:
             raise ValueError(
                 f"{settings.num_attention_heads} heads cannot share "
                 f"{settings.num_key_value_heads} key/value heads"
             )
         settings._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            layer_class = getattr(classes, f"{prefix}DecoderLayer")
-            layers = nn.ModuleList(layer_class(settings, index) for index in range(count))
-            norm = getattr(classes, f"{prefix}RMSNorm")(
-                settings.hidden_size, eps=settings.rms_norm_eps
-            )
-    except Exception as error:  # transformers raises whatever its validation stumbles over
-        raise UserError(
-            f"donor config of type '{model_type}' is not usable: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
+        layer_class = getattr(classes, f"{prefix}DecoderLayer")
+        layers = nn.ModuleList(layer_class(settings, index) for index in range(count))
+        norm = getattr(classes, f"{prefix}RMSNorm")(settings.hidden_size, eps=settings.rms_norm_eps)
     head_dim = getattr(settings, "head_dim", None) or (
         settings.hidden_size // settings.num_attention_heads
     )
@@ -77,12 +68,4 @@ def empty_block(config: Mapping[str, Any], count: int) -> LlamaBlock:
 
 def tensor_names(block: LlamaBlock, layers: Sequence[int]) -> dict[str, str]:
     """Parameter name in the block -> tensor name in a checkpoint of transformers."""
-    names = {}
-    for inside, _ in block.named_parameters():
-        part, _, rest = inside.partition(".")
-        if part == "norm":
-            names[inside] = f"model.norm.{rest}"
-        else:
-            index, _, parameter = rest.partition(".")
-            names[inside] = f"model.layers.{layers[int(index)]}.{parameter}"
-    return names
+    return names_in_checkpoint(block, layers, "model.layers", "model.norm")

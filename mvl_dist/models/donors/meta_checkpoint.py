@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvl_dist.errors import UserError
-from mvl_dist.models.donors.sources import Source, missing_tensors, read_json, unpermute
+from mvl_dist.models.donors.sources import Source, read_json, unpermute
+from mvl_dist.models.donors.torch_file import check_torch_file, open_torch_file, take_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -61,45 +60,15 @@ class MetaCheckpoint(Source):
 
     def check(self, layers: Sequence[int]) -> None:
         """The zip's directory, at the file's end, must be there; its tensors are not looked at."""
-        if not zipfile.is_zipfile(self.path):
-            raise UserError(
-                f"donor {self.path}: damaged or not a torch zip file (fetch it again, or save it "
-                "again with a current torch)"
-            )
+        check_torch_file(self.path)
 
     def read(
         self, names: Mapping[str, str], seed: int, block: nn.Module
     ) -> dict[str, torch.Tensor]:
         """Read through a memory map, refusing anything that is not plain tensors."""
-        import torch
-
-        try:
-            held = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"donor {self.path}: refused, it holds more than plain tensors (nothing of it was "
-                "executed); use a safetensors file"
-            ) from error
-        except (OSError, RuntimeError, EOFError) as error:
-            raise UserError(
-                f"donor {self.path}: damaged or not a torch zip file "
-                f"({' '.join(str(error).split())[:120]})"
-            ) from error
         wanted = {name: self._meta_name(name) for name in names.values()}
-        if not isinstance(held, dict):
-            raise UserError(f"donor {self.path}: holds a {type(held).__name__}, not named tensors")
-        absent = [inside for inside in wanted.values() if inside not in held]
-        if absent:
-            raise missing_tensors(self.path, absent)
-        for inside in wanted.values():
-            if not isinstance(held[inside], torch.Tensor):
-                raise UserError(
-                    f"donor {self.path}: {inside} is a {type(held[inside]).__name__}, not a tensor"
-                )
-        return {
-            name: unpermute(name, held[inside].clone(), self.config)
-            for name, inside in wanted.items()
-        }
+        tensors = take_tensors(self.path, open_torch_file(self.path), wanted)
+        return {name: unpermute(name, tensor, self.config) for name, tensor in tensors.items()}
 
     def _meta_name(self, name: str) -> str:
         if name == "model.norm.weight":

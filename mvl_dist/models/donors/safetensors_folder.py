@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mvl_dist.errors import UserError
-from mvl_dist.models.donors.sources import Source, missing_tensors, read_json
+from mvl_dist.models.donors.sources import Source, read_json
+from mvl_dist.models.donors.spellings import find_names
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,9 @@ class SafetensorsFolder(Source):
             return {name: self.folder / file for name, file in weight_map.items()}
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
-            raise UserError(f"donor {self.folder}: holds no .safetensors file")
+            raise UserError(
+                f"donor {self.folder}: holds no .safetensors file and no pytorch_model.bin"
+            )
         return {name: file for file in files for name in safetensors_names(file)}
 
     def check(self, layers: Sequence[int]) -> None:
@@ -60,16 +63,14 @@ class SafetensorsFolder(Source):
         from safetensors import SafetensorError, safe_open
 
         files = self._files()
-        absent = [name for name in names.values() if name not in files]
-        if absent:
-            raise missing_tensors(self.folder, absent)
+        found = find_names(names.values(), files, self.folder)
         tensors = {}
-        for file in sorted({files[name] for name in names.values()}):
+        for file in sorted({files[inside] for inside in found.values()}):
             try:
                 with safe_open(file, framework="pt") as opened:
-                    for name in names.values():
-                        if files[name] == file:
-                            tensors[name] = opened.get_tensor(name)
+                    for name, inside in found.items():
+                        if files[inside] == file:
+                            tensors[name] = opened.get_tensor(inside)
             except (OSError, SafetensorError) as error:
                 raise UserError(f"donor {file}: missing or damaged ({error})") from error
         return tensors

@@ -1,8 +1,8 @@
 """What every source of weights offers, and fresh weights, the source that is no file.
 
-Files are read in safetensors_folder.py, gguf_file.py and meta_checkpoint.py. None of them is ever
-unpickled: safetensors and GGUF hold data only, and a .pth is read with `weights_only=True`. torch
-is imported when tensors are read, so that a wrong path shows at once.
+Files are read in safetensors_folder.py, torch_folder.py, gguf_file.py and meta_checkpoint.py. None
+of them is ever unpickled: safetensors and GGUF hold data only, and torch's own files are read with
+`weights_only=True`. torch is imported when tensors are read, so that a wrong path shows at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+BERT_BASE = {
+    "model_type": "bert",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
 KNOWN_SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {
         "model_type": "llama",
@@ -37,6 +44,22 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
         "rms_norm_eps": 1e-5,
+    },
+    "minilm-l6": {
+        "model_type": "bert",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+    },
+    "biobert": BERT_BASE,
+    "clinicalbert": BERT_BASE,
+    "biogpt": {
+        "model_type": "biogpt",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
     },
 }
 
