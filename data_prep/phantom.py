@@ -1,6 +1,8 @@
-"""`mvl phantom`: two synthetic tasks in MSD's format, for tests and for a first run without data.
+"""`mvl phantom`: synthetic tasks in MSD's format, for tests and for a first run without data.
 
-Their numbers (91, 93) and names cannot be taken for the real tasks. Every case is drawn from the
+Two have numbers of their own (91, 93); `--stand-ins` makes one with the channels and labels of each
+of the ten tasks, which a study's `--smoke` walks through. No name can be taken for a real task's.
+Every case is drawn from the
 seed and its own name, and written with fixed time stamps: the same seed gives the same bytes.
 """
 
@@ -21,18 +23,24 @@ import numpy.typing as npt
 from data_prep.phantom_scans import PhantomScan, brain, trunk
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error, write_text_atomically
+from mvl_dist.tasks import TASKS, Region, Task, resolve_task_name, stand_in_name
 
 # Raised whenever the same seed would give other files.
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
+# Of the scans alone: they are still the first version's.
+_DRAWING_VERSION = 1
 _ORIENTATIONS = ("LPS", "RAS", "LAS")
 
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """Write two synthetic tasks in the format of the Medical Segmentation Decathlon."""
+    """Write synthetic tasks in the format of the Medical Segmentation Decathlon."""
 
     msd_root: Path
     """Folder to write Task91_PhantomTumour and Task93_PhantomLesion into."""
+    stand_ins: tuple[str, ...] = ()
+    """Instead: stand-ins of these tasks (Task01 ... Task10, or all), e.g. Task04_PhantomHippocampus
+    with the channels and labels of Task04_Hippocampus."""
     cases: int = 20
     """Cases a task; a test part and five folds need at least 6."""
     seed: int = 0
@@ -49,6 +57,7 @@ class PhantomTask:
     modality: tuple[str, ...]
     labels: tuple[str, ...]
     draw: Callable[[np.random.Generator], PhantomScan]
+    regions: tuple[Region, ...] = ()
 
 
 PHANTOM_TASKS = (
@@ -59,6 +68,7 @@ PHANTOM_TASKS = (
         ("FLAIR", "T1w", "t1gd", "T2w"),
         ("edema", "non-enhancing tumor", "enhancing tumour"),
         brain,
+        (Region("whole tumour", (1, 2, 3)), Region("tumour core", (2, 3))),
     ),
     PhantomTask(
         "Task93_PhantomLesion",
@@ -67,8 +77,32 @@ PHANTOM_TASKS = (
         ("CT",),
         ("organ", "lesion"),
         trunk,
+        (Region("whole organ", (1, 2)),),
     ),
 )
+
+
+def stand_in(task: Task) -> PhantomTask:
+    """A synthetic task with another one's channels, labels and regions."""
+    draw_like = trunk if task.intensity == "ct" else brain
+
+    def draw(rng: np.random.Generator) -> PhantomScan:
+        scan = draw_like(rng)
+        channels = len(task.modalities)
+        image = scan.image[..., :channels] if channels > 1 else scan.image
+        if channels == 1 and image.ndim == 4:
+            image = image[..., 0]
+        return PhantomScan(image, np.minimum(scan.label, len(task.labels)), scan.spacing_mm)
+
+    return PhantomTask(
+        stand_in_name(task.name),
+        task.name.partition("_")[2].lower(),
+        f"Synthetic scans with the channels and labels of {task.name}; not from any patient",
+        task.modalities,
+        tuple(name for _, name in task.labels),
+        draw,
+        task.union_regions,
+    )
 
 
 def _affine(rng: np.random.Generator, scan: PhantomScan, oblique: bool) -> npt.NDArray[np.float64]:
@@ -94,7 +128,7 @@ def _write(path: Path, image: nib.Nifti1Image) -> None:
 def write_case(folder: Path, task: PhantomTask, number: int, seed: int) -> dict[str, str]:
     """Draw and write one case; returns its entry in dataset.json."""
     name = f"{task.prefix}_{number:03d}"
-    digest = hashlib.sha256(f"{PHANTOM_VERSION}/{seed}/{task.name}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{_DRAWING_VERSION}/{seed}/{task.name}/{name}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     scan = task.draw(rng)
     affine = _affine(rng, scan, oblique=number % 3 == 0)
@@ -161,6 +195,7 @@ def make_phantom_task(msd_root: Path, task: PhantomTask, cases: int = 20, seed: 
         "training": training,
         "test": [],
         "tolerance_mm": 2.0,
+        "regions": {region.name: list(region.labels) for region in task.regions},
         "phantom": _settings(cases, seed),
     }
     write_text_atomically(folder / "dataset.json", json.dumps(dataset, indent=1))
@@ -174,7 +209,9 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(PhantomOptions, prog="mvl phantom", args=argv)
     if options.cases < 1:
         raise UserError(f"--cases {options.cases}: takes a positive number")
-    for task in PHANTOM_TASKS:
+    asked = options.stand_ins
+    names = TASKS if "all" in asked else [resolve_task_name(name) for name in asked]
+    for task in [stand_in(TASKS[name]) for name in names] or PHANTOM_TASKS:
         folder = make_phantom_task(options.msd_root, task, options.cases, options.seed)
         print(f"{folder}: {options.cases} cases, {task.description}")
     return 0

@@ -166,7 +166,8 @@ def gather_weights(engine: Any, leave_out: set[str]) -> dict[str, torch.Tensor]:
     partitioned = engine.zero_optimization_stage() == 3
     with deepspeed.zero.GatheredParameters(list(wanted.values()), enabled=partitioned):
         weights = {n: p.detach().to("cpu", copy=True).contiguous() for n, p in wanted.items()}
-    buffers = {n: b for n, b in engine.module.named_buffers() if n not in leave_out}
+    saved = engine.module.state_dict().keys()  # a buffer need not be among them
+    buffers = {n: b for n, b in engine.module.named_buffers() if n in saved - leave_out}
     return weights | {n: b.detach().to("cpu", copy=True).contiguous() for n, b in buffers.items()}
 
 
@@ -220,8 +221,11 @@ def load_best(run: Path, model: torch.nn.Module, donor_names: set[str]) -> dict[
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({error}); train the run again") from error
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if name not in donor_names]
+    # By the parameters' own names: a module that stands in two places has two in a state dict.
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    known &= model.state_dict().keys()
+    missing = sorted(known - weights.keys() - donor_names)
+    unexpected = model.load_state_dict(weights, strict=False).unexpected_keys
     if missing or unexpected:
         raise UserError(
             f"{path} belongs to another model: {len(missing)} tensors missing, "

@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -39,8 +40,9 @@ class DataConfig:
     """Voxels D, H, W of the model's input; the store must hold this grid."""
     channels: Literal["first", "all"] = "first"
     """Input channels: the first one (as the published code) or all that the task has."""
-    target: Literal["binary", "labels"] = "binary"
-    """Output regions: all labels merged (as the paper scores) or one region per label (MSD)."""
+    target: Literal["binary", "labels", "regions"] = "binary"
+    """Output regions: `binary` = all labels merged (as the paper scores), `labels` = one per label
+    (as MSD scores), `regions` = those and the task's overlapping unions, e.g. whole tumour."""
     augmentation: Literal["paper", "none"] = "paper"
     """`paper`: rotation by up to 5 degrees and scaling by 0.9 to 1.1, on the device."""
     workers: int = 4
@@ -53,8 +55,8 @@ class DonorConfig:
 
     source: Annotated[str, tyro.conf.arg(name="donor")] = "llama-3.1-8b"
     """Known name, folder, .gguf or .pth file, or `random:SHAPE`; see `mvl weights list`."""
-    layers: Annotated[tuple[int, ...], tyro.conf.arg(name="donor-layers")] = (-1,)
-    """Layers of the donor, in order; negative numbers count from the last."""
+    layers: Annotated[tuple[int, ...] | Literal["all"], tyro.conf.arg(name="donor-layers")] = (-1,)
+    """Layers of the donor, in order; negative numbers count from the last; or `all`."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,13 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. Widths are the published code's (facts: 1.128 M parameters for the ViT)."""
+    """The network. A model reads some of these (`reads` in its line of mvl_dist/models): the ViTs
+    patch to dropout, those around a language model what follows, all others `features`."""
 
     name: Annotated[str, tyro.conf.arg(name="model")] = "medvisionllama"
-    """A name of the registry in mvl_dist/models."""
+    """A name of the registry in mvl_dist/models; `mvl models` shows all."""
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"
+    """`sigmoid`: each region by itself; `softmax`: exclusive classes and a background class."""
     patch: Shape3D = (8, 8, 8)
     """Patch size in voxels D, H, W."""
     width: int = 64
@@ -89,6 +94,11 @@ class ModelConfig:
     """Dropout in the ViT blocks."""
     llm_position: int = 16
     """ViT blocks before the language-model block: 16 = paper's Figure 1, 0 = published code."""
+    train_block: bool = False
+    """Train the language-model block itself, without LoRA in it: a control the paper lacks."""
+    features: int = 0
+    """First-stage features of unetpp, unetr, nnunet, missformer, transunet, swin_unet and
+    swin_unetr; 0 is the published size."""
     donor: DonorConfig = field(default_factory=DonorConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
@@ -164,6 +174,7 @@ def smoke() -> RunConfig:
             depth=4,
             dropout=0.0,
             llm_position=4,
+            features=8,
             donor=DonorConfig(source="smollm2-135m"),
         ),
         optim=OptimConfig(epochs=6, warmup_epochs=0.5, max_grad_norm=1.0),
@@ -199,30 +210,56 @@ def from_plain(plain: dict[str, Any], base: RunConfig, source: str) -> RunConfig
     def overlay(config: Any, values: Any, where: str) -> Any:
         if not isinstance(values, dict):
             raise UserError(f"{source}: '{where}' must be a mapping, not {values!r}")
-        fields = {f.name: f for f in dataclasses.fields(config)}
+        kinds = get_type_hints(type(config))
         changes = {}
         for key, value in values.items():
             path = f"{where}.{key}" if where else str(key)
-            if key not in fields:
-                raise UserError(f"{source}: unknown key '{path}'; known: {', '.join(fields)}")
-            current = getattr(config, key)
-            if dataclasses.is_dataclass(current):
-                changes[key] = overlay(current, value, path)
-            elif isinstance(current, tuple) and isinstance(value, list):
-                changes[key] = tuple(value)
-            elif isinstance(current, Path) and isinstance(value, str):
-                changes[key] = Path(value)
-            elif isinstance(current, float) and type(value) in (int, float):
-                changes[key] = float(value)
-            elif type(value) is type(current):
-                changes[key] = value
+            if key not in kinds:
+                raise UserError(f"{source}: unknown key '{path}'; known: {', '.join(kinds)}")
+            if dataclasses.is_dataclass(kinds[key]):
+                changes[key] = overlay(getattr(config, key), value, path)
+            elif _fits(value, kinds[key]):
+                changes[key] = _as(value, kinds[key])
             else:
-                raise UserError(
-                    f"{source}: '{path}' takes a {type(current).__name__}, not {value!r}"
-                )
+                raise UserError(f"{source}: '{path}' takes {_words(kinds[key])}, not {value!r}")
         return dataclasses.replace(config, **changes)
 
     return overlay(base, plain, "")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from YAML or JSON is of a field's type."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis and value else inner
+        if not isinstance(value, (list, tuple)):
+            return False
+        return not value or (len(value) == len(kinds) and all(map(_fits, value, kinds)))
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is (str if kind is Path else kind)
+
+
+def _as(value: Any, kind: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return kind(value) if kind in (float, Path) else value
+
+
+def _words(kind: Any) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(f"'{choice}'" for choice in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(one) for one in inner)
+    if origin is tuple:
+        many = "a list" if inner[-1] is Ellipsis else f"a list of {len(inner)}"
+        return f"{many} {inner[0].__name__}"
+    return f"a {kind.__name__}"
 
 
 def load_yaml(path: Path, base: RunConfig) -> RunConfig:
@@ -304,13 +341,6 @@ def check(config: RunConfig) -> None:
     for flag, value in positive.items():
         if value <= 0:
             raise UserError(f"{flag} is {value}; it must be above 0")
-    for axis, size, patch in zip("DHW", data.grid, model.patch, strict=True):
-        if size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            raise UserError(
-                f"--grid axis {axis} is {size}, not a multiple of the patch {patch}: "
-                f"{below or above} or {above} fits"
-            )
     if model.width % model.heads:
         raise UserError(f"--width {model.width} is not a multiple of --heads {model.heads}")
     if not 0 <= model.dropout < 1:
@@ -319,20 +349,50 @@ def check(config: RunConfig) -> None:
         raise UserError(
             f"--llm-position {model.llm_position} is out of range: 0 to --depth {model.depth}"
         )
-    if optim.warmup_epochs < 0 or optim.max_grad_norm < 0 or data.workers < 0:
-        raise UserError("--warmup-epochs, --max-grad-norm and --workers must not be negative")
+    if model.activation == "softmax" and data.target == "regions":
+        raise UserError(
+            "--activation softmax makes classes exclude each other, and the regions of --target "
+            "regions overlap: use sigmoid, or --target labels"
+        )
+    if optim.warmup_epochs < 0 or optim.max_grad_norm < 0 or data.workers < 0 or model.features < 0:
+        raise UserError(
+            "--warmup-epochs, --max-grad-norm, --workers and --features must not be negative"
+        )
 
 
-def identity(config: RunConfig, data_checksum: str, donor_checksum: str = "") -> str:
+def identity(
+    config: RunConfig, reads: Collection[str], data_checksum: str, donor_checksum: str = ""
+) -> str:
     """Short hash of what decides a run's result: two runs of one identity are the same run.
 
-    Paths, worker counts and what is merely kept or logged do not count; the data and the donor
-    count by their content.
+    Paths, worker counts and what is merely kept or logged do not count, nor do settings that the
+    model never reads; the data and the donor count by their content.
+
+    Args:
+        reads: fields of ModelConfig that the model uses.
     """
+    decides = _deciding(config, reads)
+    decides["model"].pop("donor", None)
+    decides["content"] = {"data": data_checksum, "donor": donor_checksum}
+    return _hash(decides)
+
+
+def request_key(config: RunConfig, reads: Collection[str]) -> str:
+    """Short hash of what was asked for, known before data and donor are read.
+
+    A study finds its runs by it: the donor counts by its name, the data by the task's name.
+    """
+    return _hash(_deciding(config, reads))
+
+
+def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
     plain = to_plain(config)
     decides = {key: plain[key] for key in ("data", "model", "optim")}
-    del decides["data"]["store"], decides["data"]["workers"], decides["model"]["donor"]
-    if not donor_checksum:  # no frozen block: its settings decide nothing
-        del decides["model"]["lora"], decides["model"]["llm_position"]
-    decides["content"] = {"data": data_checksum, "donor": donor_checksum}
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
+    del decides["data"]["store"], decides["data"]["workers"]
+    kept = {"name", "activation", *reads}
+    decides["model"] = {key: value for key, value in decides["model"].items() if key in kept}
+    return decides
+
+
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

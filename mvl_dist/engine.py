@@ -21,7 +21,7 @@ from mvl_dist.config import OptimConfig
 from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader
 from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, share
 from mvl_dist.errors import UserError
-from mvl_dist.losses import dice_bce_loss, region_dice
+from mvl_dist.losses import region_dice, region_logits, training_loss
 from mvl_dist.plan import Plan
 from mvl_dist.tracking import AnyTracker
 
@@ -61,7 +61,9 @@ def prepare_engine(accelerator: Accelerator, model: torch.nn.Module, optim: Opti
     """
     plugin = accelerator.state.deepspeed_plugin
     settings = plugin.deepspeed_config
+    # Both, because Accelerate leaves what it filled in for the run before in a shared config.
     settings["train_micro_batch_size_per_gpu"] = optim.batch_size // accelerator.num_processes
+    settings["train_batch_size"] = optim.batch_size
     settings["gradient_clipping"] = optim.max_grad_norm
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trainable, lr=optim.lr)
@@ -108,6 +110,7 @@ class Trainer:
         self.plan, self.engine, self.folder, self.tracker = plan, engine, folder, tracker
         self.donor_names, self.frozen_checksum = donor_names, frozen_checksum
         self.optim = plan.config.optim
+        self.activation = plan.config.model.activation
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device = engine.device
         self.dtype = getattr(torch, dtype_name(engine))
@@ -165,8 +168,11 @@ class Trainer:
                 position.step, train_loss=loss, grad_norm=grad_norm, images_per_second=rate
             )
             advance(1, loss=f"{loss:.4f}", **{"images/s": f"{rate:.1f}"})
+        device_seconds = (time.monotonic() - started) * self.world_size
         self.tracker.metrics(
-            position.step, train_loss_epoch=position.loss_sum / self.steps_per_epoch
+            position.step,
+            train_loss_epoch=position.loss_sum / self.steps_per_epoch,
+            **({"train_device_seconds_per_sample": device_seconds / seen} if seen else {}),
         )
         position = replace(
             position,
@@ -194,7 +200,7 @@ class Trainer:
         if self.plan.config.data.augmentation == "paper":
             places = [int(place) for place in batch["position"]]
             image, target = augment(image, target, optim.seed, position.epoch, places)
-        loss = dice_bce_loss(self.engine(image.to(self.dtype)), target)
+        loss = training_loss(self.engine(image.to(self.dtype)), target, self.activation)
         # One collective answers three questions for all ranks: the loss, is it sound, go on?
         report = torch.stack(
             [
@@ -245,8 +251,9 @@ class Trainer:
             logits = self.engine(item["image"][None].to(self.device, self.dtype))
             if turn < len(mine):
                 target = item["target"][None].to(self.device)
-                loss = float(dice_bce_loss(logits, target))
-                rows.append((loss, region_dice(logits, target)[0].tolist()))
+                loss = float(training_loss(logits, target, self.activation))
+                dice = region_dice(region_logits(logits, self.activation), target)
+                rows.append((loss, dice[0].tolist()))
         rows = gather_objects(rows)
         values = {"val_loss": _mean([loss for loss, _ in rows])}
         for index, region in enumerate(self.plan.regions):
@@ -255,7 +262,10 @@ class Trainer:
         return values
 
     def _validate_and_save(self, position: Position) -> Position:
+        started = time.monotonic()
         values = self.validate()
+        device_seconds = (time.monotonic() - started) * self.world_size
+        values["val_device_seconds_per_case"] = device_seconds / len(self.validation)
         self.tracker.metrics(position.step, epoch=position.epoch, **values)
         if not math.isfinite(values["val_loss"]):
             raise UserError(

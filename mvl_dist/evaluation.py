@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mvl_dist.data import load_image, region_masks
-from mvl_dist.losses import region_dice
+from mvl_dist.losses import region_dice, region_logits
 from mvl_dist.metrics import Summary, case_metrics, summarise
 from mvl_dist.plan import Plan
 from mvl_dist.store import read_array
@@ -46,9 +46,12 @@ def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> tuple[Predict
     image = load_image(data.store, task, case, data.channels)
     logits = model(image[None].to(weight.device, weight.dtype)).float()
     label = torch.from_numpy(read_array(data.store, task, case, "label"))
-    grid_dice = region_dice(logits, region_masks(label, plan.regions)[None].to(logits.device))[0]
+    activation = plan.config.model.activation
+    target = region_masks(label, plan.regions)[None].to(logits.device)
+    grid_dice = region_dice(region_logits(logits, activation), target)[0]
     native = torch.from_numpy(read_array(data.store, task, case, "label_native"))
     logits = F.interpolate(logits, size=native.shape, mode="trilinear", align_corners=False)
+    logits = region_logits(logits, activation)
     return (
         Prediction(
             case,

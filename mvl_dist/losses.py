@@ -1,14 +1,36 @@
-"""The training loss (soft Dice + binary cross-entropy) and the Dice shown during training.
+"""The training loss (soft Dice + cross-entropy) and the Dice shown during training.
 
-Both work on logits, per sample and per region, so that a value is the mean over samples and does
-not depend on how a batch is split over ranks. Regions may overlap: each has its own sigmoid.
+All work on logits, per sample and per region, so that a value is the mean over samples and does
+not depend on how a batch is split over ranks. With `sigmoid` each region is marked by itself, so
+regions may overlap; with `softmax` they exclude each other and channel 0 is the background.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def training_loss(outputs: Tensor | Sequence[Tensor], target: Tensor, activation: str) -> Tensor:
+    """Loss of a model's output in training: a scalar.
+
+    Several outputs (deep supervision) are weighted 1, 1/2, 1/4, ... in their order, and the
+    weights sum to 1 (Isensee et al., nnU-Net, Nature Methods 2021, supplementary note 2).
+
+    Args:
+        outputs: logits (B, R, D, H, W), or (B, 1 + R, D, H, W) for softmax, or a sequence of such.
+        target: (B, R, D, H, W) of 0 and 1.
+        activation: sigmoid or softmax.
+    """
+    one_loss = dice_ce_loss if activation == "softmax" else dice_bce_loss
+    if isinstance(outputs, Tensor):
+        return one_loss(outputs, target)
+    weights = [2.0**-depth for depth in range(len(outputs))]
+    losses = [w * one_loss(o, target) for w, o in zip(weights, outputs, strict=True)]
+    return torch.stack(losses).sum() / sum(weights)
 
 
 def dice_bce_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
@@ -30,15 +52,54 @@ def dice_bce_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor
         ValueError: shapes that differ or aren't 5D, or a `smooth` that isn't positive.
     """
     _check_shapes(logits, target)
-    if not smooth > 0:
-        raise ValueError(f"smooth must be positive, got {smooth}")
     precision = torch.promote_types(logits.dtype, torch.float32)
     z = logits.to(precision).flatten(2)
     t = target.to(precision).flatten(2)
-    p = z.sigmoid()
+    return _soft_dice_loss(z.sigmoid(), t, smooth) + F.binary_cross_entropy_with_logits(z, t)
+
+
+def dice_ce_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """Soft Dice loss of the regions plus cross-entropy over all classes: a scalar.
+
+    As `dice_bce_loss` with p = softmax(logits) without its background channel.
+
+    Args:
+        logits: (B, 1 + R, D, H, W), the background first.
+        target: (B, R, D, H, W) of 0 and 1; at most one region is 1 at a voxel.
+        smooth: in voxels; must be positive.
+
+    Raises:
+        ValueError: shapes that do not belong together or aren't 5D, or a `smooth` that isn't
+            positive.
+    """
+    _check_shapes(logits[:, 1:], target)
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    z = logits.to(precision).flatten(2)
+    t = target.to(precision).flatten(2)
+    classes = torch.cat([1 - t.sum(1, keepdim=True), t], 1)
+    return _soft_dice_loss(z.softmax(1)[:, 1:], t, smooth) + F.cross_entropy(z, classes)
+
+
+def _soft_dice_loss(p: Tensor, t: Tensor, smooth: float) -> Tensor:
+    """1 - soft Dice of probabilities and targets (B, R, N), averaged over samples and regions."""
+    if not smooth > 0:
+        raise ValueError(f"smooth must be positive, got {smooth}")
     overlap = 2 * (p * t).sum(-1) + smooth
     total = p.sum(-1) + t.sum(-1) + smooth
-    return (1 - overlap / total).mean() + F.binary_cross_entropy_with_logits(z, t)
+    return (1 - overlap / total).mean()
+
+
+def region_logits(logits: Tensor, activation: str) -> Tensor:
+    """Logits that are above 0 exactly where a region is marked: (B, R, D, H, W).
+
+    For sigmoid these are the logits themselves. For softmax a region's is its margin over the best
+    other class, which is positive where the region is the argmax.
+    """
+    if activation == "sigmoid":
+        return logits
+    best = logits.topk(2, dim=1).values
+    others = torch.where(logits == best[:, :1], best[:, 1:], best[:, :1])
+    return (logits - others)[:, 1:]
 
 
 @torch.no_grad()

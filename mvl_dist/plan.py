@@ -6,11 +6,12 @@ well under a second.
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass, replace
 
 from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
-from mvl_dist.models import check_model_name, needs_donor
+from mvl_dist.models import MODELS, check_grid, check_model_name
 from mvl_dist.models.donors import check_donor
 from mvl_dist.splits import Split, held_out_cases, make_split
 from mvl_dist.store import Manifest, read_manifest, regions_of
@@ -31,6 +32,25 @@ class Plan:
         return tuple(regions_of(self.manifest.task, self.config.data.target))
 
     @property
+    def out_channels(self) -> int:
+        """Logits a voxel: the regions, and the background class of a softmax."""
+        return len(self.regions) + (self.config.model.activation == "softmax")
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of the grid's voxels along D, H, W: the median over the task's cases."""
+        cases = self.manifest.cases.values()
+        sizes = (
+            [
+                case.spacing_mm[axis] * case.native_shape[axis] / self.manifest.grid[axis]
+                for case in cases
+            ]
+            for axis in range(3)
+        )
+        d, h, w = (statistics.median(axis) for axis in sizes)
+        return d, h, w
+
+    @property
     def in_channels(self) -> int:
         """Input channels of the model."""
         return 1 if self.config.data.channels == "first" else len(self.manifest.task.modalities)
@@ -44,6 +64,7 @@ def make_plan(config: RunConfig) -> Plan:
     """
     data = config.data
     check_model_name(config.model.name)
+    check_grid(config.model, data.grid)
     manifest = read_manifest(data.store, data.task)
     task = manifest.task.name
     split = make_split(
@@ -63,7 +84,7 @@ def make_plan(config: RunConfig) -> Plan:
             f"({len(held_out_cases(tuple(manifest.cases), task, manifest.split_seed))} expected): "
             "convert again"
         )
-    if needs_donor(config.model.name):
+    if MODELS[config.model.name].needs_donor:
         check_donor(config.model.donor.source, config.model.donor.layers)
     return Plan(replace(config, data=replace(data, task=task)), manifest, split)
 

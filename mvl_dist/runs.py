@@ -23,7 +23,7 @@ from mvl_dist import checkpoint
 from mvl_dist.config import RunConfig, from_plain, to_plain
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
-from mvl_dist.models import build_model, needs_donor
+from mvl_dist.models import MODELS, build_model
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.models.donors import Donor, load_donor
 from mvl_dist.plan import Plan, make_plan
@@ -40,7 +40,7 @@ def run_folder(config: RunConfig, identity: str) -> Path:
 
 def load_run_donor(config: RunConfig) -> Donor | None:
     """The donor that a config asks for, or None for a model without one."""
-    if not needs_donor(config.model.name):
+    if not MODELS[config.model.name].needs_donor:
         return None
     donor = config.model.donor
     return load_donor(donor.source, donor.layers, seed=config.optim.seed)
@@ -52,9 +52,10 @@ def build(plan: Plan, donor: Donor | None) -> torch.nn.Module:
     return build_model(
         plan.config.model,
         in_channels=plan.in_channels,
-        out_channels=len(plan.regions),
+        out_channels=plan.out_channels,
         grid=plan.config.data.grid,
         donor=donor,
+        spacing_mm=plan.spacing_mm,
     )
 
 

@@ -315,5 +315,12 @@ def withdraw_manifest(store: Path, task: str) -> None:
 
 
 def regions_of(task: Task, target: str) -> Sequence[Region]:
-    """The output channels of a model: `binary` = all labels merged, `labels` = one per label."""
-    return (task.foreground,) if target == "binary" else task.label_regions
+    """The regions that a model marks, one mask each.
+
+    `binary`: all labels merged; `labels`: one per label, which exclude each other; `regions`: those
+    and the task's unions, which overlap.
+    """
+    if target == "binary":
+        return (task.foreground,)
+    unions = task.union_regions if target == "regions" else ()
+    return (*task.label_regions, *unions)

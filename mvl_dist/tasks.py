@@ -140,11 +140,18 @@ def resolve_task_name(name: str, known: tuple[str, ...] = tuple(TASKS)) -> str:
     raise UserError(f"unknown task '{name}': {hint}")
 
 
+def stand_in_name(task: str) -> str:
+    """Name of the synthetic task with another task's channels and labels."""
+    number, _, name = task.partition("_")
+    return task if name.startswith("Phantom") else f"{number}_Phantom{name}"
+
+
 def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
     """Read a task that is not one of the ten from its own `dataset.json` (already parsed).
 
     The intensity scheme is `ct` where the only modality is CT. MSD publishes no tolerance for such
-    a task, so 1 mm is used unless the file says `"tolerance_mm"`.
+    a task, so 1 mm is used unless the file says `"tolerance_mm"`. Regions that overlap are read
+    from `"regions": {"whole lesion": [1, 2]}`.
 
     Raises:
         UserError: `modality` or `labels` is missing or malformed.
@@ -158,6 +165,10 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
             sorted((int(value), str(name)) for value, name in labels.items() if int(value) != 0)
         )
         tolerance_mm = float(dataset.get("tolerance_mm", 1.0))  # type: ignore[arg-type]
+        unions = tuple(
+            Region(str(name), tuple(int(value) for value in values))
+            for name, values in dict(dataset.get("regions", {})).items()  # type: ignore[call-overload]
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: needs 'modality' and 'labels' as objects from a number to a name, "
@@ -166,6 +177,13 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
         ) from error
     if not channels or not foreground:
         raise UserError(f"{path}: 'modality' and 'labels' must each name at least one entry")
+    values = {value for value, _ in foreground}
+    for region in unions:
+        if not region.labels or not set(region.labels) <= values:
+            raise UserError(
+                f"{path}: region '{region.name}' is made of {list(region.labels)}, the labels are "
+                f"{sorted(values)}"
+            )
     if max(value for value, _ in foreground) > 255 or foreground[0][0] < 0:
         raise UserError(f"{path}: label values must lie in 0..255")
     return Task(
@@ -174,6 +192,7 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
         labels=foreground,
         intensity="ct" if [c.upper() for c in channels] == ["CT"] else "mri",
         tolerance_mm=tolerance_mm,
+        union_regions=unions,
         source=str(dataset.get("reference", "dataset.json")),
     )
 

@@ -4,8 +4,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvl_dist.config import PRESETS, RunConfig, from_plain, identity, load_yaml, parse, to_plain
+from mvl_dist.config import (
+    PRESETS,
+    RunConfig,
+    from_plain,
+    identity,
+    load_yaml,
+    parse,
+    request_key,
+    to_plain,
+)
 from mvl_dist.errors import UserError
+from mvl_dist.models import MODELS
 
 
 def test_no_flag_is_the_protocol_of_the_paper() -> None:
@@ -45,6 +55,9 @@ def test_a_config_reads_back_as_it_was_saved(preset: str) -> None:
     [
         ("optim: {learning_rate: 1}", "unknown key 'optim.learning_rate'"),
         ("optim: {epochs: many}", "'optim.epochs' takes a int"),
+        ("data: {target: labls}", "'data.target' takes 'binary' or 'labels' or 'regions'"),
+        ("data: {grid: [32, 32]}", "'data.grid' takes a list of 3 int"),
+        ("model: {donor: {layers: some}}", "takes a list int or 'all'"),
         ("optim: [1]", "'optim' must be a mapping"),
         ("optim: {epochs", "not YAML"),
     ],
@@ -62,10 +75,7 @@ def test_a_bad_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, re
     ("arguments", "reason"),
     [
         (["--preset", "papr"], "known presets are paper"),
-        (
-            ["--grid", "128", "100", "128"],
-            "axis H is 100, not a multiple of the patch 8: 96 or 104",
-        ),
+        (["--activation", "softmax", "--target", "regions"], "regions overlap: use sigmoid"),
         (["--llm-position", "17"], "0 to --depth 16"),
         (["--width", "65"], "not a multiple of --heads"),
         (["--lr", "0"], "--lr is 0.0"),
@@ -87,20 +97,43 @@ def test_identity_changes_with_what_decides_the_result_and_with_nothing_else(
         inner = dataclasses.replace(getattr(config, part), **values)
         return dataclasses.replace(config, **{part: inner})
 
-    same = identity(config, "data", "donor")
-    assert identity(changed("data", store=tmp_path, workers=3), "data", "donor") == same
-    assert identity(dataclasses.replace(config, output=tmp_path), "data", "donor") == same
+    reads = MODELS[config.model.name].reads
+    same = identity(config, reads, "data", "donor")
+
+    def identity_of(other: RunConfig) -> str:
+        return identity(other, reads, "data", "donor")
+
+    assert identity_of(changed("data", store=tmp_path, workers=3)) == same
+    assert identity_of(dataclasses.replace(config, output=tmp_path)) == same
+    assert identity_of(changed("model", features=3)) == same  # which this model never reads
     others = [
-        identity(changed("optim", seed=1), "data", "donor"),
-        identity(changed("data", fold=1), "data", "donor"),
-        identity(changed("model", llm_position=0), "data", "donor"),
-        identity(config, "other data", "donor"),
-        identity(config, "data", "other donor"),
+        identity_of(changed("optim", seed=1)),
+        identity_of(changed("data", fold=1)),
+        identity_of(changed("model", llm_position=0)),
+        identity_of(changed("model", activation="softmax")),
+        identity(config, reads, "other data", "donor"),
+        identity(config, reads, "data", "other donor"),
     ]
-    assert len({same, *others}) == 6
+    assert len({same, *others}) == 7
 
 
 def test_a_model_without_a_donor_is_the_same_run_whatever_the_donor_flags_say() -> None:
     first = parse(["--model", "vit_baseline"])
     second = parse(["--model", "vit_baseline", "--donor", "smollm2-135m", "--lora-rank", "4"])
-    assert identity(first, "data") == identity(second, "data")
+    reads = MODELS["vit_baseline"].reads
+    assert identity(first, reads, "data") == identity(second, reads, "data")
+    assert request_key(first, reads) == request_key(second, reads)
+
+
+def test_what_was_asked_for_counts_the_donor_by_its_name() -> None:
+    reads = MODELS["medvisionllama"].reads
+    first, second = parse([]), parse(["--donor", "random:llama-3.1-8b"])
+    assert request_key(first, reads) != request_key(second, reads)
+    assert request_key(first, reads) == request_key(parse(["--workers", "0"]), reads)
+
+
+@pytest.mark.parametrize("layers", [[-2, -1], "all"])
+def test_layers_are_numbers_or_all(layers: list[int] | str) -> None:
+    config = from_plain({"model": {"donor": {"layers": layers}}}, RunConfig(), "test")
+    words = ["all"] if layers == "all" else ["-2", "-1"]
+    assert parse(["--donor-layers", *words]) == config

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mvl_dist.losses import dice_bce_loss, region_dice
+from mvl_dist.losses import (
+    dice_bce_loss,
+    dice_ce_loss,
+    region_dice,
+    region_logits,
+    training_loss,
+)
 from mvl_dist.metrics import case_metrics
 
 
@@ -168,3 +174,40 @@ def test_shapes_that_do_not_match_are_refused() -> None:
             function(logits[0], target[0])
     with pytest.raises(ValueError, match="smooth"):
         dice_bce_loss(logits, target, smooth=0.0)
+
+
+def exclusive_case(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn((2, 4, 6, 5, 4), generator=generator, dtype=dtype) * 3
+    classes = torch.randint(0, 4, (2, 6, 5, 4), generator=generator)
+    return logits, torch.stack([classes == region for region in (1, 2, 3)], 1)
+
+
+def test_the_softmax_loss_is_monais_dice_and_cross_entropy() -> None:
+    from monai.losses import DiceCELoss
+
+    logits, target = exclusive_case()
+    background = ~target.any(1, keepdim=True)
+    oracle = DiceCELoss(softmax=True, include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+    # MONAI leaves the background out of the Dice half only.
+    expected = oracle(logits, torch.cat([background, target], 1).double())
+    torch.testing.assert_close(dice_ce_loss(logits, target), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_softmax_region_is_marked_exactly_where_it_is_the_argmax() -> None:
+    logits, _ = exclusive_case()
+    marked = region_logits(logits, "softmax") > 0
+    argmax = logits.argmax(1)
+    for region in (1, 2, 3):
+        assert torch.equal(marked[:, region - 1], argmax == region)
+    assert torch.equal(region_logits(logits, "sigmoid"), logits)
+
+
+def test_deep_supervision_halves_the_weight_of_each_coarser_output() -> None:
+    logits, target = exclusive_case()
+    logits = logits[:, 1:]
+    outputs = [logits, logits * 0.5, logits * 0.25]
+    one, two, four = (dice_bce_loss(output, target) for output in outputs)
+    expected = (4 * one + 2 * two + four) / 7
+    torch.testing.assert_close(training_loss(outputs, target, "sigmoid"), expected)
+    torch.testing.assert_close(training_loss(logits, target, "sigmoid"), one)

@@ -31,18 +31,25 @@ class Mappers(nn.Module):
         self.back = nn.Linear(hidden, width)
 
 
-class MedVisionLlama(nn.Module):
-    """ViT with a frozen block of a language model; parts: `vit`, `mappers`, `llm`."""
+class RefinedViT(nn.Module):
+    """A ViT whose tokens are refined after `llm_position` blocks; a subclass says how.
+
+    Raises:
+        UserError: a position beyond the blocks, where the refinement would never be called.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        if spec.donor is None:
-            raise ValueError("medvisionllama is built around a donor")
-        self.position = spec.config.llm_position
-        # In this order, so that the ViT begins with the weights that ViT-Baseline has.
+        position, depth = spec.config.llm_position, spec.config.depth
+        if not 0 <= position <= depth:
+            raise UserError(f"--llm-position {position} is out of range: 0 to --depth {depth}")
+        self.position = position
+        # Before all else, so that the ViT begins with the weights that ViT-Baseline has.
         self.vit = ViTParts(spec)
-        self.mappers = Mappers(spec.config.width, spec.donor.hidden_size)
-        self.llm = spec.donor.block
+
+    def refine(self, tokens: torch.Tensor) -> torch.Tensor:
+        """P -> Q of equation 2: (B, T, width) -> (B, T, width)."""
+        raise NotImplementedError
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, D, H, W) -> logits (B, R, D, H, W)."""
@@ -57,6 +64,17 @@ class MedVisionLlama(nn.Module):
                 tokens = self.refine(tokens)
         return self.vit.head(tokens)
 
+
+class MedVisionLlama(RefinedViT):
+    """ViT with a block of a language model; parts: `vit`, `mappers`, `llm`."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        if spec.donor is None:
+            raise ValueError(f"{spec.config.name} is built around a donor")
+        self.mappers = Mappers(spec.config.width, spec.donor.hidden_size)
+        self.llm = spec.donor.block
+
     def refine(self, tokens: torch.Tensor) -> torch.Tensor:
         """P -> Q of equation 2: (B, T, width) -> (B, T, width)."""
         hidden = self.mappers.into(tokens)
@@ -69,8 +87,10 @@ def linear_names(block: nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name in names})
 
 
-def add_lora(model: MedVisionLlama, lora: LoRAConfig) -> None:
+def add_lora(model: MedVisionLlama, lora: LoRAConfig, train_block: bool) -> None:
     """Freeze block and mapper weights, and give them low-rank updates through PEFT, in place.
+
+    With `train_block` the block itself is trained and gets no adapters.
 
     Raises:
         UserError: a target that is no linear of the block.
@@ -79,19 +99,19 @@ def add_lora(model: MedVisionLlama, lora: LoRAConfig) -> None:
 
     available = linear_names(model.llm)
     for target in lora.targets:
-        if target not in available:
+        if target not in available and not train_block:
             raise UserError(
                 f"--lora-targets {target}: no such linear in the donor's block; "
                 f"it has {', '.join(available)}"
             )
-    model.llm.requires_grad_(False)
     settings = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0}
     # PEFT freezes all that it does not add, so the two parts are injected one by one.
     inject_adapter_in_model(LoraConfig(target_modules=["into", "back"], **settings), model.mappers)
     for name, parameter in model.mappers.named_parameters():
         if name.endswith("base_layer.bias"):
             parameter.requires_grad_(True)
-    if lora.targets:
+    model.llm.requires_grad_(train_block)
+    if lora.targets and not train_block:
         inject_adapter_in_model(
             LoraConfig(target_modules=list(lora.targets), **settings), model.llm
         )
@@ -101,12 +121,8 @@ def build(spec: ModelSpec) -> nn.Module:
     """Build MedVisionLlama around `spec.donor`.
 
     Raises:
-        UserError: a position beyond the blocks, where the language model would never be called,
-            or a LoRA target that is no linear of the block.
+        UserError: a LoRA target that is no linear of the block.
     """
-    position, depth = spec.config.llm_position, spec.config.depth
-    if not 0 <= position <= depth:
-        raise UserError(f"--llm-position {position} is out of range: 0 to --depth {depth}")
     model = MedVisionLlama(spec)
-    add_lora(model, spec.config.lora)
+    add_lora(model, spec.config.lora, spec.config.train_block)
     return model

@@ -103,7 +103,9 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_a_grid_that_patches_do_not_tile_says_which_sizes_fit() -> None:
-    with pytest.raises(UserError, match="axis H is 10, not a multiple of the patch 4: 8 or 12"):
+    with pytest.raises(
+        UserError, match="axis H is 10; the patch needs a multiple of 4: 8 or 12 fits"
+    ):
         build_model(SMALL, 1, 1, (8, 10, 8))
 
 
