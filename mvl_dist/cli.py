@@ -17,8 +17,14 @@ COMMANDS = {
     "convert": ("data_prep.convert", "MSD folders into a Zarr store"),
     "verify": ("data_prep.verify", "prove a store whole"),
     "weights": ("mvl_dist.weights", "extract a frozen block from a language model; list donors"),
+    "models": (
+        "mvl_dist.model_table",
+        "every model: parameters, TFLOP, memory, ms, and the paper's figures",
+    ),
     "train": ("mvl_dist.launch", "train one run under accelerate launch, and test it"),
+    "study": ("mvl_dist.study.command", "a grid of runs: list, plan, status, next, run"),
     "evaluate": ("mvl_dist.evaluate", "score a trained run on its test or validation cases"),
+    "nnunet": ("data_prep.nnunet.command", "the published nnU-Net: export, train, import"),
     "sync": ("mvl_dist.sync", "send a run's journal to MLflow"),
 }
 

@@ -122,12 +122,13 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
                 "set num_processes in the accelerate config to match"
             )
     else:
-        if settings.get("bf16", {}).get("enabled", False):
+        asked_for_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+        if settings.get("bf16", {}).get("enabled", False) and not asked_for_cpu:
             # Going on would train a GPU run on CPU ranks without being asked.
             raise UserError(
                 f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no "
-                "GPU is visible here: use accelerate_configs/cpu2.yaml, or see 'mvl doctor' on the "
-                "GPU node"
+                "GPU is visible here: use accelerate_configs/cpu2.yaml, see 'mvl doctor' on the "
+                "GPU node, or set DS_ACCELERATOR=cpu to run bf16 on the CPU"
             )
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns on every rank
         _without_compiled_collectives()
@@ -181,6 +182,16 @@ def gather_objects(items: Sequence[T]) -> list[T]:
     lists: list[list[T]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lists, list(items))
     return [item for part in lists for item in part]
+
+
+def from_rank_0(value: T) -> T:
+    """Rank 0's value on every rank."""
+    import torch.distributed as dist
+
+    box = [value]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:

@@ -66,14 +66,28 @@ def main(argv: Sequence[str]) -> int:
         print("mvl train [--launcher NAME|FILE.yaml] [--preset NAME] [--config FILE.yaml] [flags]")
         print("--launcher: an accelerate config, or the name of one in accelerate_configs/\n")
     make_plan(parse(rest))
-    config_file = launcher_config(name or default_launcher())
+    return 1 if launch(name, "train.py", rest) else 0
+
+
+def launch(launcher: str, script: str, arguments: Sequence[str]) -> int:
+    """Run a script of mvl_dist under `accelerate launch`; returns the launcher's exit status.
+
+    Args:
+        launcher: an accelerate config or its name; '' takes one by the GPUs here.
+
+    Raises:
+        UserError: no such config, or no GPU and no launcher asked for.
+    """
+    config_file = launcher_config(launcher or default_launcher())
     return _run(
         [
             *(sys.executable, "-m", "accelerate.commands.launch"),
             *("--config_file", str(config_file)),
             *("--deepspeed_config_file", str(deepspeed_config(config_file))),
-            str(ROOT / "mvl_dist" / "train.py"),
-            *rest,
+            # Several launches may stand on one machine; nodes must agree on a port instead.
+            *(("--main_process_port", "0") if one_machine(config_file) else ()),
+            str(ROOT / "mvl_dist" / script),
+            *arguments,
         ]
     )
 
@@ -100,6 +114,11 @@ def deepspeed_config(config_file: Path) -> Path:
     raise UserError(f"{config_file}: its DeepSpeed config {name} does not exist")
 
 
+def one_machine(config_file: Path) -> bool:
+    """Whether an accelerate config is for a single node."""
+    return int(yaml.safe_load(config_file.read_text()).get("num_machines", 1)) == 1
+
+
 def _run(command: Sequence[str]) -> int:
     # In a session of its own, so that Ctrl-C does not reach it.
     process = subprocess.Popen(command, start_new_session=True)
@@ -115,4 +134,4 @@ def _run(command: Sequence[str]) -> int:
 
     for number in StopRequest.SIGNALS:
         signal.signal(number, forward)
-    return 1 if process.wait() else 0
+    return process.wait()

@@ -297,6 +297,39 @@ class NullTracker:
 AnyTracker = Tracker | NullTracker
 
 
+def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
+    """Every MLflow run of an experiment, the newest first; none where it does not exist.
+
+    Args:
+        condition: MLflow's filter, e.g. `tags.key = 'x'`.
+
+    Raises:
+        UserError: the tracking server does not answer.
+    """
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return []  # asking would make an empty database
+    try:
+        client = _client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        runs: list[Any] = []
+        token: str | None = ""
+        while token is not None:
+            page = client.search_runs(
+                [found.experiment_id], condition, max_results=1000, page_token=token or None
+            )
+            runs += page
+            token = page.token or None
+        return runs
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {uri} cannot be asked ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}): start the server, or unset "
+            "MLFLOW_TRACKING_URI to use the SQLite file in --output"
+        ) from error
+
+
 def sync(folder: Path) -> int:
     """Send what a run's journal still holds; return the number of operations sent.
 

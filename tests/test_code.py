@@ -18,7 +18,10 @@ LAYERS = [
     {"plan", "tracking", "distributed", "augment", "data"},
     {"checkpoint", "evaluation"},
     {"engine", "figures", "runs"},
-    {"train", "evaluate", "launch", "weights", "sync", "doctor"},
+    {"training"},
+    {"launch"},
+    {"study"},
+    {"train", "train_study", "evaluate", "weights", "model_table", "sync", "doctor"},
     {"cli"},
 ]
 
