@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mvl_dist.models.parts import Fusion, PatchExpanding, heads_for, to_tokens, to_volume
+from mvl_dist.models.parts import (
+    Fusion,
+    PatchExpanding,
+    heads_for,
+    last_features,
+    to_tokens,
+    to_volume,
+)
 
 if TYPE_CHECKING:
     from mvl_dist.models import ModelSpec, Shape3D
@@ -177,8 +184,9 @@ class MISSFormer(nn.Module):
         )
         self.fusion = nn.ModuleList(map(Fusion, widths[:-1]))
         self.decoder = nn.ModuleList(map(_stage, widths[:-1], REDUCTIONS))
-        self.to_voxels = PatchExpanding(first, max(first // 4, 1), 4)
-        self.head = nn.Conv3d(max(first // 4, 1), spec.out_channels, 1)
+        last = last_features(first)
+        self.to_voxels = PatchExpanding(first, last, 4)
+        self.head = nn.Conv3d(last, spec.out_channels, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, D, H, W) -> logits (B, R, D, H, W)."""

@@ -8,6 +8,14 @@ from torch import nn
 
 from mvl_dist.models import Shape3D
 
+# A LayerNorm over one or two features would leave nothing of them.
+FEWEST_LAST_FEATURES = 8
+
+
+def last_features(first: int) -> int:
+    """Features of a voxel after the last expansion: a quarter of the first stage's."""
+    return max(first // 4, FEWEST_LAST_FEATURES)
+
 
 def to_tokens(volume: torch.Tensor) -> torch.Tensor:
     """(B, C, D, H, W) -> (B, T, C)."""

@@ -17,7 +17,7 @@ import torch
 from monai.networks.nets.swin_unetr import BasicLayer, PatchMerging
 from torch import nn
 
-from mvl_dist.models.parts import Fusion, PatchExpanding, heads_for
+from mvl_dist.models.parts import Fusion, PatchExpanding, heads_for, last_features
 
 if TYPE_CHECKING:
     from mvl_dist.models import ModelSpec
@@ -65,8 +65,9 @@ class SwinUNet(nn.Module):
         self.expanding = nn.ModuleList(PatchExpanding(2 * w, w, 2) for w in widths[:-1])
         self.fusion = nn.ModuleList(map(Fusion, widths[:-1]))
         self.decoder = nn.ModuleList(map(swin_stage, widths[:-1]))
-        self.to_voxels = PatchExpanding(first, max(first // 4, 1), PATCH)
-        self.head = nn.Conv3d(max(first // 4, 1), spec.out_channels, 1)
+        last = last_features(first)
+        self.to_voxels = PatchExpanding(first, last, PATCH)
+        self.head = nn.Conv3d(last, spec.out_channels, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, D, H, W) -> logits (B, R, D, H, W)."""

@@ -37,7 +37,7 @@ def smoke_run(run: StudyRun) -> StudyRun:
         data=replace(config.data, task=stand_in_name(config.data.task), grid=GRID, workers=0),
         model=replace(
             model,
-            patch=(8, 8, 8),
+            patch=(16, 16, 16),
             width=8,
             heads=2,
             depth=depth,

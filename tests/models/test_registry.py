@@ -82,7 +82,7 @@ def test_a_model_runs_in_bfloat16_and_its_seed_decides_its_weights(name: str, sh
 @pytest.mark.parametrize("name", ["transunet", "missformer", "swin_unet", "unetr", "swin_unetr"])
 def test_a_corner_voxel_reaches_the_opposite_corner(name: str, shape: str) -> None:
     model = small(name, shape).double().eval()
-    for parameter in model.parameters():  # fresh biases and weights of 0.02 would round it away
+    for parameter in model.parameters():  # fresh weights of 0.02 could round it away
         parameter.data += 0.2 * torch.randn_like(parameter)
     image = torch.randn(1, 2, *GRID, dtype=torch.float64)
     changed = image.clone()

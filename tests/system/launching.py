@@ -49,7 +49,11 @@ def deepspeed_config(folder: Path, stage: int) -> Path:
 
 
 def command(
-    arguments: Sequence[str], ranks: int = 2, deepspeed: Path | None = None, config: str = "cpu2"
+    arguments: Sequence[str],
+    ranks: int = 2,
+    deepspeed: Path | None = None,
+    config: str = "cpu2",
+    script: str = "train.py",
 ) -> list[str]:
     """`accelerate launch ... mvl_dist/train.py`, from the project's folder."""
     return [
@@ -57,7 +61,7 @@ def command(
         *("--config_file", f"accelerate_configs/{config}.yaml", "--main_process_port", "0"),
         *(("--num_processes", str(ranks)) if config == "cpu2" else ()),
         *(("--deepspeed_config_file", str(deepspeed)) if deepspeed else ()),
-        "mvl_dist/train.py",
+        f"mvl_dist/{script}",
         *arguments,
     ]
 
@@ -67,16 +71,17 @@ def launch(
     ranks: int = 2,
     deepspeed: Path | None = None,
     config: str = "cpu2",
+    script: str = "train.py",
     **changes: str,
 ) -> Done:
     """Run a training to its end."""
     done = subprocess.run(
-        command(arguments, ranks, deepspeed, config),
+        command(arguments, ranks, deepspeed, config, script),
         cwd=REPO,
         env=environment(**changes),
         capture_output=True,
         text=True,
-        timeout=420,
+        timeout=600,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 

@@ -1,0 +1,100 @@
+"""Every model of the registry through the main job: it learns, saves, and predicts the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from data_prep.convert import ConvertOptions, convert_task
+from mvl_dist.evaluation import evaluate_cases
+from mvl_dist.models import MODELS
+from mvl_dist.runs import load_trained
+from tests.system.launching import REPO, deepspeed_config, launch
+
+pytestmark = pytest.mark.tworank
+GRID = (32, 32, 64)  # SwinUNETR's deepest stage needs two voxels
+# Exclusive and overlapping regions of the nested tumour, and the lesion's foreground.
+TARGETS = {"binary": "Task93_PhantomLesion", "labels": "Task91_PhantomTumour"}
+TARGETS["regions"] = "Task91_PhantomTumour"
+
+
+@pytest.fixture(scope="module")
+def store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("every") / "store"
+    for folder in sorted(phantom_root.iterdir()):
+        convert_task(
+            folder, ConvertOptions(msd_root=phantom_root, store=path, grid=GRID, workers=1)
+        )
+    return path
+
+
+def study(donor: Path) -> dict[str, object]:
+    small = {"patch": [8, 8, 8], "width": 16, "heads": 2, "depth": 2, "llm_position": 2}
+    variants = {
+        f"{name} {target}": {"model": {"name": name}, "data": {"target": target}}
+        for name in MODELS
+        for target in TARGETS
+    }
+    return {
+        "name": "every",
+        "preset": "smoke",
+        "set": {
+            "data": {"grid": list(GRID)},
+            "model": {**small, "features": 4, "donor": {"source": str(donor)}},
+            "optim": {"epochs": 2, "batch_size": 2, "warmup_epochs": 0.0},
+        },
+        "folds": [0],
+        "variants": variants,
+        "tables": {
+            target: {"models": [f"{name} {target}" for name in MODELS], "tasks": [task]}
+            for target, task in TARGETS.items()
+        },
+    }
+
+
+def epoch_losses(folder: Path) -> list[float]:
+    entries = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
+    return [
+        entry["values"]["train_loss_epoch"]
+        for entry in entries
+        if entry["op"] == "metrics" and "train_loss_epoch" in entry["values"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "precision"), [(1, "float32"), (2, "bfloat16"), (1, "bfloat16"), (2, "float32")]
+)
+def test_every_model_learns_every_kind_of_target_and_predicts_the_same_again(
+    ranks: int, precision: str, store: Path, donor: Path, tmp_path: Path
+) -> None:
+    file, output = tmp_path / "every.yaml", tmp_path / "runs"
+    file.write_text(yaml.safe_dump(study(donor)))
+    config = (
+        REPO / "deepspeed_configs" / "zero2.json"
+        if precision == "bfloat16"
+        else deepspeed_config(tmp_path, 2)
+    )
+    done = launch(
+        [str(file), "--store", str(store), "--output", str(output)],
+        ranks,
+        config,
+        script="train_study.py",
+    )
+    count = len(MODELS) * len(TARGETS)
+    assert done.code == 0, done.errors
+    assert f"{count} runs trained, 0 failed" in done.output
+    folders = sorted(path.parent for path in output.glob("*/*/config.yaml"))
+    assert len(folders) == count
+    for folder in folders:
+        first, second = epoch_losses(folder)
+        assert second < first, folder.name
+        plan, model = load_trained(folder)
+        with safe_open(folder / "best.safetensors", framework="pt") as best:
+            saved = best.metadata()
+        assert saved["dtype"] == precision
+        rows, _ = evaluate_cases(model.to(getattr(torch, precision)), plan, plan.split.validation)
+        dice = sum(row["dice_grid"] for row in rows) / len(rows)
+        assert dice == pytest.approx(float(saved["val_dice"]), abs=2e-3), folder.name
