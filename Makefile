@@ -59,11 +59,13 @@ endif
 	    --donor $(WORK)/weights/smollm2-135m --epochs $(EPOCHS) $(ARGS) || exit 1; \
 	done
 
+# Two workers, a file each: half of the suite waits for launches and imports.
 test: env
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: env
-	$(BIN)/python -m pytest -m "not tworank and not slurm and not browser"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile \
+	  -m "not tworank and not slurm and not browser"
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
