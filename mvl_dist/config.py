@@ -345,10 +345,6 @@ def check(config: RunConfig) -> None:
         raise UserError(f"--width {model.width} is not a multiple of --heads {model.heads}")
     if not 0 <= model.dropout < 1:
         raise UserError(f"--dropout {model.dropout} is out of range: 0 to below 1")
-    if not 0 <= model.llm_position <= model.depth:
-        raise UserError(
-            f"--llm-position {model.llm_position} is out of range: 0 to --depth {model.depth}"
-        )
     if model.activation == "softmax" and data.target == "regions":
         raise UserError(
             "--activation softmax makes classes exclude each other, and the regions of --target "
@@ -385,12 +381,18 @@ def request_key(config: RunConfig, reads: Collection[str]) -> str:
     return _hash(_deciding(config, reads))
 
 
-def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
+def described(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
+    """Settings worth tracking, nested and plain: all but those that the model never reads."""
     plain = to_plain(config)
+    kept = {"name", "activation", *reads}
+    plain["model"] = {key: value for key, value in plain["model"].items() if key in kept}
+    return plain
+
+
+def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
+    plain = described(config, reads)
     decides = {key: plain[key] for key in ("data", "model", "optim")}
     del decides["data"]["store"], decides["data"]["workers"]
-    kept = {"name", "activation", *reads}
-    decides["model"] = {key: value for key, value in decides["model"].items() if key in kept}
     return decides
 
 

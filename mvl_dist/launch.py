@@ -23,6 +23,7 @@ from mvl_dist.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "accelerate_configs"
+STOPPED = 128  # what `launch` returns when it was told to stop; no process ends with it by itself
 
 
 def launcher_config(name: str) -> Path:
@@ -70,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def launch(launcher: str, script: str, arguments: Sequence[str]) -> int:
-    """Run a script of mvl_dist under `accelerate launch`; returns the launcher's exit status.
+    """Run a script of mvl_dist under `accelerate launch`.
+
+    Returns:
+        The launcher's exit status; `STOPPED` if it did not end well after a signal to this process.
 
     Args:
         launcher: an accelerate config or its name; '' takes one by the GPUs here.
@@ -122,8 +126,11 @@ def one_machine(config_file: Path) -> bool:
 def _run(command: Sequence[str]) -> int:
     # In a session of its own, so that Ctrl-C does not reach it.
     process = subprocess.Popen(command, start_new_session=True)
+    stopped = False
 
     def forward(number: int, frame: Any) -> None:
+        nonlocal stopped
+        stopped = True
         # To the ranks, which save and leave; the launcher itself would only write a trace.
         import psutil
 
@@ -132,6 +139,10 @@ def _run(command: Sequence[str]) -> int:
             for reached in launcher.children() or [launcher]:
                 reached.send_signal(number)
 
-    for number in StopRequest.SIGNALS:
-        signal.signal(number, forward)
-    return process.wait()
+    previous = {number: signal.signal(number, forward) for number in StopRequest.SIGNALS}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return STOPPED if status and stopped else status

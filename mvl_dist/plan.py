@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
-from mvl_dist.models import MODELS, check_grid, check_model_name
+from mvl_dist.models import MODELS, check_model
 from mvl_dist.models.donors import check_donor
 from mvl_dist.splits import Split, held_out_cases, make_split
 from mvl_dist.store import Manifest, read_manifest, regions_of
@@ -63,8 +63,7 @@ def make_plan(config: RunConfig) -> Plan:
         UserError: the first thing found missing, with the command that makes it.
     """
     data = config.data
-    check_model_name(config.model.name)
-    check_grid(config.model, data.grid)
+    check_model(config.model, data.grid)
     manifest = read_manifest(data.store, data.task)
     task = manifest.task.name
     split = make_split(

@@ -43,6 +43,11 @@ def open_command(uri: str) -> str:
     return f".venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
 
 
+def _short(error: Exception) -> str:
+    """What a server or database said, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _client(uri: str) -> Any:
     # A dead server must cost seconds: MLflow's own default is seven retries of two minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -114,9 +119,14 @@ def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
             ]
             continue
         if kind == "params":
-            params = [Param(key, value) for key, value in operation["values"].items()]
+            known = client.get_run(run_id).data.params
+            values = operation["values"].items()
+            params = [Param(key, value) for key, value in values if key not in known]
             for start in range(0, len(params), PARAMS_A_BATCH):
                 client.log_batch(run_id, params=params[start : start + PARAMS_A_BATCH])
+            # MLflow refuses to change a parameter, and a run may go on with its store moved.
+            changed = [RunTag(f"resumed.{k}", v) for k, v in values if known.get(k, v) != v]
+            client.log_batch(run_id, tags=changed)
         elif kind == "tags":
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in operation["values"].items()])
         elif kind == "artifact":
@@ -186,9 +196,9 @@ class Tracker:
             run_id = str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
         except Exception as error:
             raise UserError(
-                f"MLflow at {self.uri} cannot be used ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}): start it with 'mlflow server --host "
-                "127.0.0.1', or unset MLFLOW_TRACKING_URI to use a SQLite file in --output"
+                f"MLflow at {self.uri} cannot be used ({_short(error)}): start it with 'mlflow "
+                "server --host 127.0.0.1', or unset MLFLOW_TRACKING_URI to use a SQLite file in "
+                "--output"
             ) from error
         write_text_atomically(run_file, json.dumps({"uri": self.uri, "run_id": run_id}))
         (self.folder / SENT).unlink(missing_ok=True)
@@ -233,8 +243,8 @@ class Tracker:
         if sent:
             return ""
         return (
-            f"MLflow at {self.uri} does not answer; everything is kept in {self.folder / JOURNAL}: "
-            f"'mvl sync {self.folder}' sends it"
+            f"MLflow at {self.uri} did not take all of it; everything is kept in "
+            f"{self.folder / JOURNAL}: 'mvl sync {self.folder}' sends it"
         )
 
     def flush(self) -> bool:
@@ -248,7 +258,7 @@ class Tracker:
             except Exception as error:
                 if self._failures == 0:
                     print(
-                        f"note: MLflow at {self.uri} does not answer ({type(error).__name__}); "
+                        f"note: MLflow at {self.uri} does not take the run ({_short(error)}); "
                         "training goes on, the journal keeps everything",
                         flush=True,
                     )
@@ -289,6 +299,10 @@ class NullTracker:
     def table(self, rows: list[dict[str, Any]], file: str) -> None:
         """Ignore."""
 
+    def flush(self) -> bool:
+        """Nothing waits."""
+        return True
+
     def close(self, status: Status) -> str:
         """Nothing waits."""
         return ""
@@ -324,10 +338,14 @@ def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
         return runs
     except Exception as error:
         raise UserError(
-            f"MLflow at {uri} cannot be asked ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}): start the server, or unset "
+            f"MLflow at {uri} cannot be asked ({_short(error)}): start the server, or unset "
             "MLFLOW_TRACKING_URI to use the SQLite file in --output"
         ) from error
+
+
+def mark_failed(uri: str, run_id: str) -> None:
+    """Note for a run whose process could not that it failed."""
+    _client(uri).set_terminated(run_id, "FAILED")
 
 
 def sync(folder: Path) -> int:
@@ -348,8 +366,8 @@ def sync(folder: Path) -> int:
         send(_client(uri), known["run_id"], operations)
     except Exception as error:
         raise UserError(
-            f"MLflow at {uri} does not take the run ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}): start it and call 'mvl sync {folder}' again"
+            f"MLflow at {uri} does not take the run ({_short(error)}): start it and call "
+            f"'mvl sync {folder}' again"
         ) from error
     if operations:
         journal.mark_sent(offset)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist import distributed
-from mvl_dist.config import identity, request_key, to_plain
+from mvl_dist.config import described, identity, request_key
 from mvl_dist.errors import UserError
 from mvl_dist.models import MODELS
 from mvl_dist.plan import Plan, with_batch_for
@@ -148,7 +148,7 @@ def _describe(
         f"{running['world_size']} ranks, DeepSpeed ZeRO-{running['zero_stage']}, "
         f"{running['precision']}\n{folder}"
     )
-    tracker.params(to_plain(config))
+    tracker.params(described(config, MODELS[config.model.name].reads))
     tracker.params({"parameters": counts})
     tracker.tags(
         {
@@ -166,6 +166,7 @@ def _describe(
     )
     for name in ("config.yaml", "split.json", "run.json"):
         tracker.artifact(folder / name)
+    tracker.flush()  # a study finds the run by its tags, however early it dies
 
 
 def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> None:

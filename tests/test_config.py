@@ -76,7 +76,6 @@ def test_a_bad_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, re
     [
         (["--preset", "papr"], "known presets are paper"),
         (["--activation", "softmax", "--target", "regions"], "regions overlap: use sigmoid"),
-        (["--llm-position", "17"], "0 to --depth 16"),
         (["--width", "65"], "not a multiple of --heads"),
         (["--lr", "0"], "--lr is 0.0"),
         (["--dropout", "1"], "--dropout"),

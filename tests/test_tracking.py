@@ -66,6 +66,22 @@ def test_a_run_that_is_started_again_goes_on_in_the_same_mlflow_run(
     assert history(sqlite, second) == [(1, 1.0), (2, 0.5)]
 
 
+def test_a_run_that_goes_on_with_its_store_moved_keeps_the_first_value_and_notes_the_other(
+    tmp_path: Path, sqlite: str
+) -> None:
+    first = start(tmp_path / "run", sqlite)
+    first.params({"data": {"store": "/old", "fold": 0}})
+    first.close("KILLED")
+    second = start(tmp_path / "run", sqlite)
+    second.params({"data": {"store": "/new", "fold": 0}})
+    assert second.close("FINISHED") == ""
+    run = MlflowClient(sqlite).get_run(second.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"data.store": "/old", "data.fold": "0"}
+    resumed = {key: value for key, value in run.data.tags.items() if key.startswith("resumed.")}
+    assert resumed == {"resumed.data.store": "/new"}
+
+
 def test_a_half_written_journal_line_of_a_killed_run_loses_that_line_alone(
     tmp_path: Path, sqlite: str
 ) -> None:

@@ -71,7 +71,7 @@ class ModelSpec:
 
     Attributes:
         out_channels: logits a voxel, the background class of a softmax included.
-        grid: D, H, W of the image in voxels; `check_grid` has passed.
+        grid: D, H, W of the image in voxels; `check_model` has passed.
         spacing_mm: size of the grid's voxels along D, H, W, the task's median.
         donor: the language-model block, for models that need one.
     """
@@ -94,6 +94,22 @@ def check_model_name(name: str) -> None:
         near = difflib.get_close_matches(name, MODELS, n=2, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}"
         raise UserError(f"unknown model '{name}': {hint}")
+
+
+def check_model(config: ModelConfig, grid: Shape3D) -> None:
+    """Refuse a network that cannot be built; needs no torch.
+
+    Raises:
+        UserError: unknown name, a position beyond the blocks (where the language model would never
+            be called), or a grid that the model cannot take.
+    """
+    check_model_name(config.name)
+    reads = MODELS[config.name].reads
+    if "llm_position" in reads and not 0 <= config.llm_position <= config.depth:
+        raise UserError(
+            f"--llm-position {config.llm_position} is out of range: 0 to --depth {config.depth}"
+        )
+    check_grid(config, grid)
 
 
 def check_grid(config: ModelConfig, grid: Shape3D) -> None:
@@ -131,9 +147,8 @@ def build_model(
     """Build a model by its name; initial weights follow torch's global seed.
 
     Raises:
-        UserError: unknown name, or a grid that the model cannot take.
+        UserError: what `check_model` refuses, or a LoRA target that the donor lacks.
     """
-    check_model_name(config.name)
-    check_grid(config, grid)
+    check_model(config, grid)
     builder = importlib.import_module(MODELS[config.name].module).build
     return builder(ModelSpec(config, in_channels, out_channels, grid, spacing_mm, donor))

@@ -32,18 +32,11 @@ class Mappers(nn.Module):
 
 
 class RefinedViT(nn.Module):
-    """A ViT whose tokens are refined after `llm_position` blocks; a subclass says how.
-
-    Raises:
-        UserError: a position beyond the blocks, where the refinement would never be called.
-    """
+    """A ViT whose tokens are refined after `llm_position` blocks; a subclass says how."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        position, depth = spec.config.llm_position, spec.config.depth
-        if not 0 <= position <= depth:
-            raise UserError(f"--llm-position {position} is out of range: 0 to --depth {depth}")
-        self.position = position
+        self.position = spec.config.llm_position
         # Before all else, so that the ViT begins with the weights that ViT-Baseline has.
         self.vit = ViTParts(spec)
 

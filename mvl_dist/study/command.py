@@ -17,13 +17,14 @@ import tyro
 
 from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
+from mvl_dist.launch import STOPPED, launch
 from mvl_dist.store import read_manifest
 from mvl_dist.study.cost import CostModel, Measured, shape_of
 from mvl_dist.study.grid import Study, StudyRun, load_study, select
 from mvl_dist.study.smoke import CASES, GRID, smoke_study, tasks_of
 from mvl_dist.study.status import STATES, Found, is_open, states
 from mvl_dist.tasks import TASKS
-from mvl_dist.tracking import default_uri
+from mvl_dist.tracking import default_uri, mark_failed
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "studies" / "paper.yaml"
@@ -101,7 +102,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main(argv: Sequence[str]) -> int:
     """Entry of `mvl study`."""
     chosen = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=list(argv), prog="mvl study", config=(tyro.conf.FlagConversionOff,)
+        COMMANDS, args=list(argv), prog="mvl study", config=(tyro.conf.FlagCreatePairsOff,)
     )
     todo: Mapping[type, Callable[..., int]] = {
         List: _list,
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse_selection(argv: Sequence[str], prog: str) -> Selection:
     """Read a selection alone: what the launched script is given."""
-    return tyro.cli(Selection, args=list(argv), prog=prog, config=(tyro.conf.FlagConversionOff,))
+    return tyro.cli(Selection, args=list(argv), prog=prog, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 # ------------------------------------------------------------------------------------ what is asked
@@ -237,7 +238,7 @@ def _next(options: Next) -> int:
         print("nothing is open")
         return 0
     for run in runs[: options.limit or 1]:
-        smoke = " --smoke True" if options.smoke else ""
+        smoke = " --smoke" if options.smoke else ""
         print(f"{run}\n  mvl study run {options.file} --where key={run.key}{smoke}")
     return 0
 
@@ -341,35 +342,39 @@ def _run(options: Run) -> int:
     study = load(options)
     if options.smoke:
         _make_stand_ins(options.output / "smoke", tasks_of(study.runs))
-    done = -1
-    while True:
-        waiting = open_runs(options)
-        if not waiting:
-            print(f"{study.name}: nothing is open among {len(study.runs)} runs")
-            return 0
-        finished = len(study.runs) - len(waiting)
-        if finished <= done:
-            raise UserError(
-                f"{waiting[0]} (key {waiting[0].key}) ended its launch twice: train it by itself "
-                f"to see why ('mvl study run {options.file} --where key={waiting[0].key}')"
-            )
-        status = _launch(options)
-        if status in (0, 3, 4) or options.limit:
-            return 0 if status == 0 else 1
-        done = finished  # a rank died; what it had begun is taken up again
+    deaths: Counter[str] = Counter()
+    while open_runs(options):
+        status = launch(options.launcher, "train_study.py", _selected(options))
+        if status in (0, 3, 4, STOPPED) or options.limit:
+            return int(status != 0 or any(count > 1 for count in deaths.values()))
+        # A rank died, in the run that now comes first; it goes on from its checkpoint once.
+        for died in open_runs(options)[:1]:
+            deaths[died.key] += 1
+            if deaths[died.key] > 1:
+                _give_up(died, options)
+    print(f"{study.name}: nothing is open among {len(study.runs)} runs")
+    return int(any(count > 1 for count in deaths.values()))
 
 
-def _launch(options: Run) -> int:
-    from mvl_dist.launch import launch
+def _give_up(run: StudyRun, options: Run) -> None:
+    """Mark a run as failed that keeps ending its launch, so that the others get their turn."""
+    alone = f"mvl study run {options.file} --where key={run.key} --retry-failed"
+    found = found_states(Study("", options.file, (), (run,)), options)[run.key]
+    if options.retry_failed or not found.run_id:
+        raise UserError(f"{run} ended its launch twice: see why with '{alone}'")
+    mark_failed(default_uri(options.output), found.run_id)
+    print(f"{run} ended its launch twice, is marked as failed: see why with '{alone}'")
 
-    arguments = [
+
+def _selected(options: Run) -> list[str]:
+    return [
         str(options.file.resolve()),
         *("--store", str(options.store), "--output", str(options.output)),
         *(("--where", *options.where) if options.where else ()),
-        *("--smoke", str(options.smoke), "--limit", str(options.limit)),
-        *("--retry-failed", str(options.retry_failed)),
+        *("--limit", str(options.limit)),
+        *(("--smoke",) if options.smoke else ()),
+        *(("--retry-failed",) if options.retry_failed else ()),
     ]
-    return launch(options.launcher, "train_study.py", arguments)
 
 
 def _make_stand_ins(folder: Path, tasks: Sequence[str]) -> None:

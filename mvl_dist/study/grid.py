@@ -28,7 +28,7 @@ import yaml
 
 from mvl_dist.config import PRESETS, RunConfig, check, from_plain, request_key
 from mvl_dist.errors import UserError
-from mvl_dist.models import MODELS, check_grid, check_model_name
+from mvl_dist.models import MODELS, check_model
 from mvl_dist.splits import NUM_FOLDS
 from mvl_dist.tasks import TASKS, resolve_task_name
 
@@ -163,9 +163,8 @@ def _model(label: str, variants: Mapping[str, Any], base: RunConfig, where: str)
             raise UserError(f"{where}: '{label}' is no variant of this file and no model: {hint}")
         config = replace(base, model=replace(base.model, name=label))
     try:
-        check_model_name(config.model.name)
         check(config)
-        check_grid(config.model, config.data.grid)
+        check_model(config.model, config.data.grid)
     except UserError as error:
         raise UserError(f"{where}: '{label}': {error}") from error
     return config

@@ -33,10 +33,11 @@ class Done:
         return lines[0]
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """The environment of a launch: one thread a rank, no tracking server."""
+def environment(**changes: str | None) -> dict[str, str]:
+    """The environment of a launch: one thread a rank, no tracking server; None unsets a name."""
     kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "MVL_STORE")}
-    return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **changes}
+    wanted = {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **changes}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def deepspeed_config(folder: Path, stage: int) -> Path:
@@ -72,7 +73,7 @@ def launch(
     deepspeed: Path | None = None,
     config: str = "cpu2",
     script: str = "train.py",
-    **changes: str,
+    **changes: str | None,
 ) -> Done:
     """Run a training to its end."""
     done = subprocess.run(
@@ -93,9 +94,14 @@ def run_folder(output: Path) -> Path:
 
 
 def curve(output: Path, key: str = "train_loss") -> dict[int, float]:
-    """A metric of the run's journal, step -> value; the last value where a step was repeated."""
+    """A metric of the one run in an output folder, step -> value."""
+    return curve_of(run_folder(output), key)
+
+
+def curve_of(folder: Path, key: str = "train_loss") -> dict[int, float]:
+    """A metric of a run's journal, step -> value; the last value where a step was repeated."""
     points = {}
-    for line in (run_folder(output) / "journal.jsonl").read_text().splitlines():
+    for line in (folder / "journal.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if entry["op"] == "metrics" and key in entry["values"]:
             points[entry["step"]] = entry["values"][key]

@@ -27,14 +27,17 @@ def test_missing_llama_weights_say_which_command_makes_them(
     arguments: list[str], tmp_path: Path
 ) -> None:
     done = launch([*arguments, "--donor", "llama-3.1-8b"], MVL_WEIGHTS=str(tmp_path))
-    assert "mvl weights extract --source /path/to/Llama-3.1-8B" in done.one_line()
+    assert (
+        "'hf download meta-llama/Llama-3.1-8B --local-dir ./Llama-3.1-8B' and 'mvl weights extract "
+        f"--source ./Llama-3.1-8B --output {tmp_path / 'llama-3.1-8b'}'"
+    ) in done.one_line()
 
 
 @pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
 def test_a_gpu_config_without_a_gpu_does_not_fall_back_to_the_cpu(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    done = launch([*arguments, "--output", str(tmp_path)], config="gpu1")
+    done = launch([*arguments, "--output", str(tmp_path)], config="gpu1", DS_ACCELERATOR=None)
     assert "asks for bf16 on CUDA, and no GPU" in done.one_line()
 
 

@@ -1,6 +1,5 @@
 """Every model of the registry through the main job: it learns, saves, and predicts the same."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from data_prep.convert import ConvertOptions, convert_task
 from mvl_dist.evaluation import evaluate_cases
 from mvl_dist.models import MODELS
 from mvl_dist.runs import load_trained
-from tests.system.launching import REPO, deepspeed_config, launch
+from tests.system.launching import REPO, curve_of, deepspeed_config, launch
 
 pytestmark = pytest.mark.tworank
 GRID = (32, 32, 64)  # SwinUNETR's deepest stage needs two voxels
@@ -33,6 +32,7 @@ def store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def study(donor: Path) -> dict[str, object]:
     small = {"patch": [8, 8, 8], "width": 16, "heads": 2, "depth": 2, "llm_position": 2}
+    steps = {"warmup_epochs": 0.0, "validate_every": 2}
     variants = {
         f"{name} {target}": {"model": {"name": name}, "data": {"target": target}}
         for name in MODELS
@@ -44,7 +44,8 @@ def study(donor: Path) -> dict[str, object]:
         "set": {
             "data": {"grid": list(GRID)},
             "model": {**small, "features": 4, "donor": {"source": str(donor)}},
-            "optim": {"epochs": 2, "batch_size": 2, "warmup_epochs": 0.0, "validate_every": 2},
+            # At the presets' 2e-3, six steps are too few to come back from Adam's first ones.
+            "optim": {**steps, "epochs": 2, "batch_size": 2, "lr": 5e-4},
         },
         "folds": [0],
         "variants": variants,
@@ -53,15 +54,6 @@ def study(donor: Path) -> dict[str, object]:
             for target, task in TARGETS.items()
         },
     }
-
-
-def epoch_losses(folder: Path) -> list[float]:
-    entries = map(json.loads, (folder / "journal.jsonl").read_text().splitlines())
-    return [
-        entry["values"]["train_loss_epoch"]
-        for entry in entries
-        if entry["op"] == "metrics" and "train_loss_epoch" in entry["values"]
-    ]
 
 
 @pytest.mark.parametrize(("ranks", "precision"), [(1, "float32"), (2, "bfloat16")])
@@ -87,7 +79,7 @@ def test_every_model_learns_every_kind_of_target_and_predicts_the_same_again(
     folders = sorted(path.parent for path in output.glob("*/*/config.yaml"))
     assert len(folders) == count
     for folder in folders:
-        first, second = epoch_losses(folder)
+        first, second = curve_of(folder, "train_loss_epoch").values()
         assert second < first, folder.name
         plan, model = load_trained(folder)
         with safe_open(folder / "best.safetensors", framework="pt") as best:
