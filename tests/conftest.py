@@ -14,6 +14,11 @@ REPO = Path(__file__).resolve().parent.parent
 GRID = (16, 16, 16)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that launch trainings first: at the end one of two workers would wait for the other."""
+    items.sort(key=lambda item: "system" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def msd_root() -> Path:
     """Folder with Task04_Hippocampus, or skip."""
