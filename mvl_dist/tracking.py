@@ -158,6 +158,21 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _experiment(client: Any, uri: str, name: str, output: Path) -> str:
+    """The experiment's id; made where there is none, also by several runs at once."""
+    from mlflow.exceptions import MlflowException
+
+    # Without a server, MLflow would put artifacts into the working directory.
+    location = str(output.resolve() / "artifacts") if uri.startswith("sqlite:") else None
+    if client.get_experiment_by_name(name) is None:
+        try:
+            client.create_experiment(name, location)
+        except MlflowException:
+            if client.get_experiment_by_name(name) is None:
+                raise
+    return str(client.get_experiment_by_name(name).experiment_id)
+
+
 class Tracker:
     """One run's MLflow side; made on rank 0 only (`NullTracker` elsewhere)."""
 
@@ -185,14 +200,9 @@ class Tracker:
                 if known["uri"] == self.uri:
                     self._client.update_run(known["run_id"], status="RUNNING")
                     return str(known["run_id"])
-            found = self._client.get_experiment_by_name(experiment)
-            if found is None:
-                # Without a server, MLflow would put artifacts into the working directory.
-                local = self.uri.startswith("sqlite:")
-                location = str(self.folder.parent.parent.resolve() / "artifacts") if local else None
-                experiment_id = self._client.create_experiment(experiment, location)
-            else:
-                experiment_id = found.experiment_id
+            experiment_id = _experiment(
+                self._client, self.uri, experiment, self.folder.parent.parent
+            )
             run_id = str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
         except Exception as error:
             raise UserError(
