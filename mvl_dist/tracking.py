@@ -56,7 +56,13 @@ def _client(uri: str) -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient  # 1.5 s, and only rank 0 needs it
 
-    return MlflowClient(tracking_uri=uri)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(tracking_uri=uri)
+    from filelock import FileLock
+
+    # MLflow creates the tables when it connects, and two that do so at once break each other.
+    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
+        return MlflowClient(tracking_uri=uri)
 
 
 class Journal:
