@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from mvl_dist.evaluation import Prediction
+from mvl_dist.placement import Schedule
 
 COLOURS = ("#ff5a36", "#2ec4b6", "#ffd166", "#8ecae6", "#c77dff", "#90be6d")
 
@@ -70,5 +71,49 @@ def overlay(
     ]
     figure.legend(handles=handles, loc="lower center", ncols=min(len(regions), 4), fontsize=8)
     figure.tight_layout(rect=(0, 0.03 + 0.02 / len(predictions), 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def gantt(path: Path, schedule: Schedule, labels: Mapping[str, str]) -> None:
+    """Draw a schedule: a row a GPU, a bar a run, a colour a model.
+
+    Args:
+        labels: job name -> what its bar is coloured by.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(labels[place.job.name] for place in schedule.placed))
+    colours = {name: plt.colormaps["tab20"](index % 20) for index, name in enumerate(names)}
+    rows = schedule.nodes * schedule.gpus_per_node
+    figure, axes = plt.subplots(figsize=(11, min(2.5 + 0.16 * rows, 24)), layout="constrained")
+    hours = 3600.0
+    for place in schedule.placed:
+        first = place.node * schedule.gpus_per_node
+        for gpu in place.gpus:
+            axes.barh(
+                first + gpu,
+                (place.end - place.start) / hours,
+                left=place.start / hours,
+                height=0.9,
+                color=colours[labels[place.job.name]],
+                edgecolor="white",
+                linewidth=0.3,
+            )
+    for node in range(1, schedule.nodes):
+        axes.axhline(node * schedule.gpus_per_node - 0.5, color="0.5", linewidth=0.6)
+    axes.axvline(schedule.lower_bound / hours, color="0.2", linestyle="--", linewidth=0.8)
+    axes.set(
+        xlabel="hours (dashed: the lower bound)",
+        ylabel=f"GPU ({schedule.gpus_per_node} a node)",
+        ylim=(rows - 0.5, -0.5),
+        title=f"{len(schedule.placed)} runs on {schedule.nodes} nodes: "
+        f"{schedule.makespan / hours:.1f} h, GPUs {schedule.utilisation:.1%} busy",
+    )
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    axes.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -82,18 +82,32 @@ def launch(launcher: str, script: str, arguments: Sequence[str]) -> int:
     Raises:
         UserError: no such config, or no GPU and no launcher asked for.
     """
+    return _run(launch_command(launcher, script, arguments))
+
+
+def launch_command(
+    launcher: str, script: str, arguments: Sequence[str], ranks: int = 0
+) -> list[str]:
+    """The command line of `accelerate launch` for a script of mvl_dist.
+
+    Args:
+        launcher: an accelerate config or its name; '' takes one by the GPUs here.
+        ranks: replaces the config's number of processes; 0 keeps it.
+
+    Raises:
+        UserError: no such config, or no GPU and no launcher asked for.
+    """
     config_file = launcher_config(launcher or default_launcher())
-    return _run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *("--config_file", str(config_file)),
-            *("--deepspeed_config_file", str(deepspeed_config(config_file))),
-            # Several launches may stand on one machine; nodes must agree on a port instead.
-            *(("--main_process_port", "0") if one_machine(config_file) else ()),
-            str(ROOT / "mvl_dist" / script),
-            *arguments,
-        ]
-    )
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(config_file)),
+        *("--deepspeed_config_file", str(deepspeed_config(config_file))),
+        # Several launches may stand on one machine; nodes must agree on a port instead.
+        *(("--main_process_port", "0") if one_machine(config_file) else ()),
+        *(("--num_processes", str(ranks)) if ranks else ()),
+        str(ROOT / "mvl_dist" / script),
+        *arguments,
+    ]
 
 
 def deepspeed_config(config_file: Path) -> Path:
@@ -123,6 +137,16 @@ def one_machine(config_file: Path) -> bool:
     return int(yaml.safe_load(config_file.read_text()).get("num_machines", 1)) == 1
 
 
+def send_to_ranks(process: subprocess.Popen[Any], number: int) -> None:
+    """Signal the ranks of a launch, which save and leave; the launcher would only write a trace."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        launcher = psutil.Process(process.pid)
+        for reached in launcher.children() or [launcher]:
+            reached.send_signal(number)
+
+
 def _run(command: Sequence[str]) -> int:
     # In a session of its own, so that Ctrl-C does not reach it.
     process = subprocess.Popen(command, start_new_session=True)
@@ -131,13 +155,7 @@ def _run(command: Sequence[str]) -> int:
     def forward(number: int, frame: Any) -> None:
         nonlocal stopped
         stopped = True
-        # To the ranks, which save and leave; the launcher itself would only write a trace.
-        import psutil
-
-        with contextlib.suppress(psutil.Error):
-            launcher = psutil.Process(process.pid)
-            for reached in launcher.children() or [launcher]:
-                reached.send_signal(number)
+        send_to_ranks(process, number)
 
     previous = {number: signal.signal(number, forward) for number in StopRequest.SIGNALS}
     try:

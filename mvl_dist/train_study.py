@@ -19,9 +19,9 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 from mvl_dist import distributed
 from mvl_dist.errors import UserError
 from mvl_dist.plan import make_plan
-from mvl_dist.study.claims import claim
-from mvl_dist.study.command import Selection, is_still_open, open_runs, parse_selection
 from mvl_dist.study.grid import StudyRun
+from mvl_dist.study.lease import lease
+from mvl_dist.study.selection import Selection, is_still_open, open_runs, parse_selection
 from mvl_dist.training import train_and_test
 
 # What `mvl study run` reads from the exit status.
@@ -62,7 +62,7 @@ def _next_runs(selection: Selection) -> Iterator[StudyRun | None]:
     for run in open_runs(selection):
         if selection.limit and taken >= selection.limit:
             break
-        with claim(selection.output, run.key) as mine:
+        with lease(selection.output, run.key) as mine:
             # Asked again: another launch may have trained it since the list was made.
             if not mine or not is_still_open(run, selection):
                 continue

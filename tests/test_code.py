@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors"},
     {"files"},
-    {"config", "tasks", "splits", "metrics", "losses", "provenance"},
+    {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement"},
     {"store"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data"},

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mvl_dist.study.claims import is_claimed
 from mvl_dist.study.grid import StudyRun
+from mvl_dist.study.lease import holder
 from mvl_dist.tracking import search_runs
 
 State = Literal["done", "running", "interrupted", "failed", "stale", "missing"]
@@ -35,7 +35,7 @@ def states(
 ) -> dict[str, Found]:
     """The state of each run by its key.
 
-    `interrupted` means that MLflow has it as running or killed and nobody here holds its claim.
+    `interrupted` means that MLflow has it as running or killed and nobody holds its lease.
 
     Args:
         checksums: task -> checksum of the store's data now. A run that finished on other data is
@@ -62,7 +62,7 @@ def states(
             )
             for entry in by_key.get(run.key, [])
         ]
-        missing: State = "running" if is_claimed(output, run.key) else "missing"
+        missing: State = "running" if holder(output, run.key) else "missing"
         found[run.key] = min(known, key=lambda f: _RANK[f.state], default=Found(missing))
     return found
 
@@ -72,7 +72,7 @@ def _state(run: StudyRun, entry: Any, output: Path, checksum: str) -> State:
     if status == "FINISHED":
         trained_on = entry.data.tags.get("data_checksum", "")
         return "stale" if checksum and trained_on != checksum else "done"
-    if is_claimed(output, run.key):
+    if holder(output, run.key):
         return "running"
     return "failed" if status == "FAILED" else "interrupted"
 

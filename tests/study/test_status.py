@@ -1,18 +1,16 @@
 """What MLflow says of a study, with a real database, and who holds a run."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mvl_dist.study.claims import claim, is_claimed
 from mvl_dist.study.command import main
 from mvl_dist.study.grid import StudyRun, load_study
 from mvl_dist.study.status import is_open, states
 from mvl_dist.tracking import Tracker
 from tests.study.test_grid import OWN, write
+from tests.study.test_lease import hold
 
 
 @pytest.fixture
@@ -52,34 +50,16 @@ def test_each_state_is_told_from_the_others(tmp_path: Path, runs: tuple[StudyRun
     assert [states([run], uri, tmp_path, checksums)[run.key].state for run in runs] == found
 
 
-HOLD = """
-import sys
-from pathlib import Path
-from mvl_dist.study.claims import claim
-with claim(Path(sys.argv[1]), sys.argv[2]) as mine:
-    print(mine, flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_run_is_held_by_one_process_and_freed_by_its_death(
+def test_a_run_is_running_while_another_process_holds_its_lease(
     tmp_path: Path, runs: tuple[StudyRun, ...]
 ) -> None:
     key = runs[0].key
-    command = [sys.executable, "-c", HOLD, str(tmp_path), key]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as holder:  # type: ignore[call-overload]
-        assert holder.stdout.readline() == "True\n"
-        assert is_claimed(tmp_path, key)
-        with claim(tmp_path, key) as mine:
-            assert not mine
-        found = states(runs[:1], f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path, {})
-        assert found[key].state == "running"
-        holder.kill()
-    assert not is_claimed(tmp_path, key)
-    with claim(tmp_path, key) as mine:
-        assert mine
-        assert not is_claimed(tmp_path, key)  # its own run is free to itself
+    holder = hold(tmp_path, key)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert states(runs[:1], uri, tmp_path, {})[key].state == "running"
+    holder.kill()
+    holder.wait()
+    assert states(runs[:1], uri, tmp_path, {})[key].state == "missing"
 
 
 def test_asking_for_the_state_makes_no_database(tmp_path: Path, runs: tuple[StudyRun, ...]) -> None:
