@@ -45,6 +45,8 @@ class DataConfig:
     (as MSD scores), `regions` = those and the task's overlapping unions, e.g. whole tumour."""
     augmentation: Literal["paper", "none"] = "paper"
     """`paper`: rotation by up to 5 degrees and scaling by 0.9 to 1.1, on the device."""
+    leave_out: tuple[str, ...] = ()
+    """Cases to do without, e.g. damaged ones; the others stay in their parts of the split."""
     workers: int = 4
     """Loader processes a rank."""
 
@@ -393,6 +395,8 @@ def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
     plain = described(config, reads)
     decides = {key: plain[key] for key in ("data", "model", "optim")}
     del decides["data"]["store"], decides["data"]["workers"]
+    if not config.data.leave_out:  # newer than the first runs, which keep their names
+        del decides["data"]["leave_out"]
     return decides
 
 

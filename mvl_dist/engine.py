@@ -23,7 +23,9 @@ from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, shar
 from mvl_dist.errors import UserError
 from mvl_dist.losses import region_dice, region_logits, training_loss
 from mvl_dist.plan import Plan
+from mvl_dist.store import read_manifest
 from mvl_dist.tracking import AnyTracker
+from mvl_dist.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Trainer:
         self.loader = make_loader(self._cases(plan.split.train), self.batches, data.workers)
         self.validation = self._cases(plan.split.validation)
         self.steps_per_epoch = self.batches.batches_per_epoch
+        self.watchdog = Watchdog(self.rank, self.world_size)
 
     def _cases(self, cases: Sequence[str]) -> CaseDataset:
         data = self.plan.config.data
@@ -140,7 +143,7 @@ class Trainer:
             position = checkpoint.load(self.engine, self.folder, self.frozen_checksum)
         with StopRequest().listening() as stop:
             bar, advance = progress_bar("training", self.optim.epochs * self.steps_per_epoch)
-            with bar:
+            with bar, self.watchdog.watching():
                 advance(position.epoch * self.steps_per_epoch + position.batch)
                 try:
                     while position.epoch < self.optim.epochs:
@@ -201,6 +204,7 @@ class Trainer:
             places = [int(place) for place in batch["position"]]
             image, target = augment(image, target, optim.seed, position.epoch, places)
         loss = training_loss(self.engine(image.to(self.dtype)), target, self.activation)
+        self.watchdog.advance(f"step {position.step + 1}")
         # One collective answers three questions for all ranks: the loss, is it sound, go on?
         report = torch.stack(
             [
@@ -247,6 +251,7 @@ class Trainer:
         rounds = -(-len(self.validation) // self.world_size)
         rows: list[tuple[float, list[float]]] = []
         for turn in range(rounds):
+            self.watchdog.advance("validation")
             item = self.validation[(mine[turn] if turn < len(mine) else 0, 0)]
             logits = self.engine(item["image"][None].to(self.device, self.dtype))
             if turn < len(mine):
@@ -262,6 +267,7 @@ class Trainer:
         return values
 
     def _validate_and_save(self, position: Position) -> Position:
+        self._check_store()
         started = time.monotonic()
         values = self.validate()
         device_seconds = (time.monotonic() - started) * self.world_size
@@ -284,7 +290,23 @@ class Trainer:
         self._save(position)
         return position
 
+    def _check_store(self) -> None:
+        """Refuse to go on with data that were replaced under the run (all ranks read it alike).
+
+        Raises:
+            UserError: the store holds other data than the run began with.
+        """
+        data, before = self.plan.config.data, self.plan.manifest.checksum
+        now = read_manifest(data.store, data.task).checksum
+        if now != before:
+            raise UserError(
+                f"{data.store}/{data.task} was replaced while this run was training (checksum "
+                f"{now}, before {before}): the last checkpoint is from before; started again, the "
+                "new data are another run"
+            )
+
     def _save(self, position: Position) -> None:
+        self.watchdog.advance("checkpoint")
         keep = self.plan.config.keep_checkpoints
         checkpoint.save(self.engine, self.folder, position, self.frozen_checksum, keep)
 

@@ -7,6 +7,7 @@ well under a second.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mvl_dist.config import RunConfig
@@ -83,9 +84,25 @@ def make_plan(config: RunConfig) -> Plan:
             f"({len(held_out_cases(tuple(manifest.cases), task, manifest.split_seed))} expected): "
             "convert again"
         )
+    split = _without(split, data.leave_out)
     if MODELS[config.model.name].needs_donor:
         check_donor(config.model.donor.source, config.model.donor.layers)
     return Plan(replace(config, data=replace(data, task=task)), manifest, split)
+
+
+def _without(split: Split, cases: Sequence[str]) -> Split:
+    """The split without some cases."""
+    parts = (split.train, split.validation, split.test)
+    for case in cases:
+        if not any(case in part for part in parts):
+            raise UserError(
+                f"--leave-out {case}: no such case in fold {split.fold} of {split.task} at "
+                f"fraction {split.fraction:g}"
+            )
+    train, validation, test = (tuple(c for c in part if c not in cases) for part in parts)
+    if not (train and validation and test):
+        raise UserError(f"--leave-out leaves a part of fold {split.fold} without a case")
+    return replace(split, train=train, validation=validation, test=test)
 
 
 def with_batch_for(config: RunConfig, world_size: int) -> RunConfig:

@@ -211,7 +211,8 @@ def read_array(store: Path, task: str, case: str, array: str) -> npt.NDArray[Any
     except Exception as error:
         raise UserError(
             f"{path}: cannot be read whole ({type(error).__name__}: {error}): "
-            f"run 'mvl verify --store {store}', delete the case's folder and convert again"
+            f"run 'mvl verify --store {store}', delete the case's folder and convert again, or "
+            f"train without it: --leave-out {case}"
         ) from error
 
 

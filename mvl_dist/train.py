@@ -7,9 +7,10 @@ Every rank runs this file. What can be wrong with a run is found before torch is
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Python puts a script's folder first in the path, where our file names would hide other packages.
@@ -17,17 +18,42 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from mvl_dist import distributed
-from mvl_dist.config import RunConfig, parse
+from mvl_dist.config import RunConfig, parse, request_key
 from mvl_dist.errors import UserError
-from mvl_dist.plan import make_plan
+from mvl_dist.models import MODELS
+from mvl_dist.plan import make_plan, with_batch_for
+from mvl_dist.study.lease import holder, lease, lease_seconds
 from mvl_dist.training import train_and_test
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, plan, join the other ranks, train and test."""
     plan = make_plan(_parse(argv))
-    train_and_test(plan, distributed.start())
+    accelerator = distributed.start()
+    with_batch_for(plan.config, accelerator.num_processes)  # refused before anything is written
+    with _held(plan.config):
+        train_and_test(plan, accelerator)
     return 0
+
+
+@contextlib.contextmanager
+def _held(config: RunConfig) -> Iterator[None]:
+    """Hold the run's lease on rank 0: two launches of one run would write into one folder.
+
+    Raises:
+        UserError: another process trains it.
+    """
+    if distributed.env_rank() != 0:
+        yield
+        return
+    key = request_key(config, MODELS[config.model.name].reads)
+    with lease(config.output, key) as mine:
+        if not mine:
+            raise UserError(
+                f"this run is being trained already by {holder(config.output, key)}; if that died "
+                f"with its machine, its lease is over within {lease_seconds():.0f} s"
+            )
+        yield
 
 
 def _parse(argv: Sequence[str]) -> RunConfig:

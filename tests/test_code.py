@@ -16,6 +16,7 @@ LAYERS = [
     {"store"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data"},
+    {"watchdog"},
     {"checkpoint", "evaluation"},
     {"engine", "figures", "runs"},
     {"training"},

@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,14 @@ def test_a_bad_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, re
 def test_values_that_no_run_can_have_are_refused(arguments: list[str], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         parse(arguments)
+
+
+def test_a_setting_that_is_newer_than_old_runs_does_not_rename_them() -> None:
+    """The literal is what version 0.2.0 printed."""
+    config, reads = PRESETS["smoke"](), MODELS["vit_baseline"].reads
+    with_case = replace(config, data=replace(config.data, leave_out=("case",)))
+    assert identity(config, reads, "data") == "b7fd85f5da"
+    assert identity(with_case, reads, "data") != "b7fd85f5da"
 
 
 def test_identity_changes_with_what_decides_the_result_and_with_nothing_else(

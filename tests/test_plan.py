@@ -53,3 +53,21 @@ def test_a_batch_is_raised_to_the_ranks_or_must_divide_among_them(config: RunCon
     assert with_batch_for(config, 8).optim.batch_size == 8
     with pytest.raises(UserError, match="batch-size 4 does not divide among 3 ranks: 3 or 6"):
         with_batch_for(config, 3)
+
+
+def test_cases_that_are_left_out_leave_the_others_where_they_are(config: RunConfig) -> None:
+    whole = make_plan(config).split
+    gone = (whole.train[1], whole.validation[0])
+    less = make_plan(replace(config, data=replace(config.data, leave_out=gone))).split
+    assert less.train == (whole.train[0], *whole.train[2:])
+    assert less.validation == whole.validation[1:]
+    assert less.test == whole.test
+
+
+def test_leaving_out_what_is_not_there_or_all_there_is_is_refused(config: RunConfig) -> None:
+    data = config.data
+    with pytest.raises(UserError, match="--leave-out nobody: no such case in fold 0"):
+        make_plan(replace(config, data=replace(data, leave_out=("nobody",))))
+    all_tests = make_plan(config).split.test
+    with pytest.raises(UserError, match="leaves a part of fold 0 without a case"):
+        make_plan(replace(config, data=replace(data, leave_out=all_tests)))

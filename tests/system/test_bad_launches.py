@@ -104,6 +104,7 @@ def test_a_corrupt_case_is_named_whichever_rank_meets_it(
     assert line.startswith("error: " if rank == 0 else "error (rank 1): ")
     assert str(case) in line
     assert "mvl verify" in line
+    assert line.endswith(f"or train without it: --leave-out {case.name}")
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_a_full_disk_stops_before_a_checkpoint_is_begun_and_keeps_the_last(
 def test_a_folder_that_cannot_be_written_is_one_line(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     line = launch([*arguments, "--output", str(tmp_path / "file")]).one_line()
-    assert "cannot make the run's folder" in line
+    assert line.endswith("(Not a directory): choose another --output")
 
 
 def test_a_batch_that_does_not_divide_is_said_before_training(

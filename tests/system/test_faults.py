@@ -1,0 +1,117 @@
+"""What goes wrong on a cluster in the middle of a run: it is named, and nothing is lost."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import zarr
+
+from mvl_dist.splits import Split, make_split
+from mvl_dist.store import read_manifest
+from tests.system.launching import REPO, TRACES, command, curve, environment, launch, wait_for
+
+pytestmark = pytest.mark.tworank
+TASK = "Task91_PhantomTumour"
+
+
+@pytest.fixture
+def store(phantom_store: Path, tmp_path: Path) -> Path:
+    """A store of its own, to be damaged."""
+    return Path(shutil.copytree(phantom_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def split(store: Path) -> Split:
+    manifest = read_manifest(store, TASK)
+    return make_split(tuple(manifest.cases), TASK, 0, seed=manifest.split_seed)
+
+
+def start(arguments: list[str], output: Path, **changes: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command([*arguments, "--epochs", "200", "--output", str(output)]),
+        cwd=REPO,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ranks(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The launch's ranks, in their order."""
+    children = psutil.Process(process.pid).children()
+    found = [child for child in children if "train.py" in " ".join(child.cmdline())]
+    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
+
+
+def checkpointed(output: Path) -> bool:
+    return bool(list(output.glob("*/*/checkpoints/last.json")))
+
+
+def one_line(process: "subprocess.Popen[str]") -> str:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not any(trace in output + errors for trace in TRACES), errors
+    lines = [line for line in errors.splitlines() if line.startswith("error")]
+    assert len(lines) == 1, errors
+    return lines[0]
+
+
+@pytest.mark.parametrize("hung", [0, 1])
+def test_a_rank_that_stands_still_is_named_and_the_launch_ends(
+    hung: int, arguments: list[str], tmp_path: Path
+) -> None:
+    process = start(arguments, tmp_path, MVL_STALL_SECONDS="4")
+    wait_for(lambda: checkpointed(tmp_path), process)
+    ranks(process)[hung].send_signal(signal.SIGSTOP)  # as a disk does that never answers
+    stopped = time.monotonic()
+    line = one_line(process)
+    assert time.monotonic() - stopped < 40
+    assert f"the others wait for rank {hung} on " in line
+    assert "goes on from the last checkpoint" in line
+
+
+def test_a_nan_that_one_rank_meets_stops_both(
+    arguments: list[str], store: Path, split: Split, tmp_path: Path
+) -> None:
+    image = zarr.open_array(store / TASK / "cases" / split.train[0] / "image", mode="a")
+    values = np.asarray(image[...])
+    values[0, 4, 4, 4] = np.nan
+    image[...] = values
+    done = launch([*arguments, "--store", str(store), "--output", str(tmp_path / "runs")])
+    assert "the loss is not finite at step" in done.one_line()
+
+
+def test_a_store_that_is_replaced_under_a_run_stops_it(
+    arguments: list[str], store: Path, tmp_path: Path
+) -> None:
+    process = start([*arguments, "--store", str(store)], tmp_path / "runs")
+    wait_for(lambda: checkpointed(tmp_path / "runs"), process)
+    file = store / TASK / "manifest.json"
+    manifest = json.loads(file.read_text())
+    next(iter(manifest["cases"].values()))["arrays"]["label"] = "0" * 64
+    file.write_text(json.dumps(manifest))
+    line = one_line(process)
+    assert "was replaced while this run was training" in line
+    assert max(curve(tmp_path / "runs", "epoch")) > 0  # its checkpoints stay
+
+
+def test_a_run_that_is_being_trained_is_not_trained_twice(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    process = start(arguments, tmp_path)
+    wait_for(lambda: checkpointed(tmp_path), process)
+    again = launch([*arguments, "--epochs", "200", "--output", str(tmp_path)])
+    first = ranks(process)[0].pid
+    assert "this run is being trained already by" in again.one_line()
+    assert f"process {first}" in again.one_line()
+    assert process.poll() is None  # and the first is not disturbed
+    for rank in ranks(process):
+        rank.kill()
+    process.communicate(timeout=60)
