@@ -10,6 +10,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from mvl_dist.study.lease import holder
 from tests.system.launching import curve_of, environment, wait_for
 
 pytestmark = pytest.mark.tworank
@@ -78,7 +79,9 @@ def test_two_at_a_time_through_a_killed_rank_and_a_stop(study: Path, phantom_sto
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     for folder in study.parent.glob("runs/*/*/config.yaml"):
         assert list(curve_of(folder.parent, "epoch").values()) == list(range(1, EPOCHS + 1))
-    assert list((study.parent / "runs" / "claims").iterdir()) == []
+    # A rank that is stopped at its very end may leave a lease behind, which holds nothing.
+    keys = {path.stem for path in (study.parent / "runs" / "claims").iterdir()}
+    assert [holder(study.parent / "runs", key) for key in keys] == [""] * len(keys)
 
 
 def test_without_a_gpu_it_asks_how_many_to_run_on_the_cpu(study: Path, tmp_path: Path) -> None:
