@@ -6,11 +6,15 @@ before any rank is started.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +55,74 @@ def default_launcher() -> str:
     return "a100x8" if len(devices) >= 8 else "gpu1"
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes that train one run together, each of which calls `mvl train`.
+
+    Attributes:
+        rank: which of them this is, from 0.
+        head: ADDRESS:PORT of the first one.
+    """
+
+    count: int
+    rank: int
+    head: str
+
+
+ONE_NODE = Nodes(1, 0, "")
+
+
+def _launch_flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("mvl train", add_help=False, exit_on_error=False)
+    parser.add_argument(
+        "--launcher",
+        default="",
+        metavar="NAME|FILE.yaml",
+        help="an accelerate config, or the name of one in accelerate_configs/ (by the GPUs here)",
+    )
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        help="nodes that train this run together, with the launcher's ranks on each (1)",
+    )
+    parser.add_argument(
+        "--node-rank",
+        type=int,
+        default=int(os.environ.get("SLURM_NODEID", "0")),
+        help="which of the nodes this is, from 0 ($SLURM_NODEID)",
+    )
+    parser.add_argument("--head", default="", metavar="ADDRESS:PORT", help="of the first node")
+    return parser
+
+
+def _launch_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What `mvl train` reads itself, and the run's own flags."""
+    try:
+        chosen, rest = _launch_flags().parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    if chosen.nodes > 1 and not re.fullmatch(r".+:\d+", chosen.head):
+        raise UserError(
+            f"--nodes {chosen.nodes} --head '{chosen.head}': --head ADDRESS:PORT of the first node "
+            "is needed; jobs/train.sbatch sets it"
+        )
+    if not 0 <= chosen.node_rank < max(chosen.nodes, 1):
+        if chosen.nodes > 1:
+            raise UserError(f"--node-rank {chosen.node_rank}: there are {chosen.nodes} nodes")
+        chosen.node_rank = 0
+    return chosen, rest
+
+
 def main(argv: Sequence[str]) -> int:
     """Entry of `mvl train`."""
-    rest = list(argv)
-    name = ""
-    for index, argument in enumerate(rest):
-        if argument.partition("=")[0] == "--launcher":
-            _, equals, value = argument.partition("=")
-            if not equals and index + 1 == len(rest):
-                raise UserError("--launcher needs a value: the name of an accelerate config")
-            name = value if equals else rest[index + 1]
-            del rest[index : index + (1 if equals else 2)]
-            break
+    chosen, rest = _launch_arguments(argv)
     if any(argument in ("-h", "--help") for argument in rest):
-        print("mvl train [--launcher NAME|FILE.yaml] [--preset NAME] [--config FILE.yaml] [flags]")
-        print("--launcher: an accelerate config, or the name of one in accelerate_configs/\n")
+        print(_launch_flags().format_help())
+        print("and the flags of the run:\n")
     make_plan(parse(rest))
-    return 1 if launch(name, "train.py", rest) else 0
+    nodes = Nodes(chosen.nodes, chosen.node_rank, chosen.head)
+    return 1 if _run(launch_command(chosen.launcher, "train.py", rest, nodes=nodes)) else 0
 
 
 def launch(launcher: str, script: str, arguments: Sequence[str]) -> int:
@@ -86,25 +141,41 @@ def launch(launcher: str, script: str, arguments: Sequence[str]) -> int:
 
 
 def launch_command(
-    launcher: str, script: str, arguments: Sequence[str], ranks: int = 0
+    launcher: str,
+    script: str,
+    arguments: Sequence[str],
+    ranks: int = 0,
+    nodes: Nodes = ONE_NODE,
 ) -> list[str]:
     """The command line of `accelerate launch` for a script of mvl_dist.
 
     Args:
         launcher: an accelerate config or its name; '' takes one by the GPUs here.
         ranks: replaces the config's number of processes; 0 keeps it.
+        nodes: more than one replace the config's number of machines.
 
     Raises:
         UserError: no such config, or no GPU and no launcher asked for.
     """
     config_file = launcher_config(launcher or default_launcher())
+    if nodes.count > 1:
+        address, _, port = nodes.head.rpartition(":")
+        settings = yaml.safe_load(config_file.read_text())
+        a_node = int(settings["num_processes"]) // int(settings.get("num_machines", 1))
+        where = [
+            *("--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)),
+            *("--main_process_ip", address, "--main_process_port", port),
+            *("--num_processes", str(nodes.count * a_node)),
+        ]
+    else:
+        # Several launches may stand on one machine; nodes must agree on a port instead.
+        where = ["--main_process_port", "0"] if one_machine(config_file) else []
+        where += ["--num_processes", str(ranks)] if ranks else []
     return [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(config_file)),
         *("--deepspeed_config_file", str(deepspeed_config(config_file))),
-        # Several launches may stand on one machine; nodes must agree on a port instead.
-        *(("--main_process_port", "0") if one_machine(config_file) else ()),
-        *(("--num_processes", str(ranks)) if ranks else ()),
+        *where,
         str(ROOT / "mvl_dist" / script),
         *arguments,
     ]

@@ -3,7 +3,8 @@
 Everything to be tracked is first a line of `journal.jsonl` in the run's folder. A thread sends the
 lines in batches (a metric sent by itself costs milliseconds of SQL) and notes in `journal.sent` how
 far it got. A server that goes away stops the sending, never the training; what is left over is
-sent by the next run of the same job or by `mvl sync RUN_FOLDER`.
+sent by the next run of the same job or by `mvl sync`. With the address `spool:` nothing is sent at
+all until then: nodes without a network need no server.
 """
 
 from __future__ import annotations
@@ -14,30 +15,36 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mvl_dist.errors import UserError
-from mvl_dist.files import write_text_atomically
+from mvl_dist.journal import JOURNAL, RUN_FILE, Journal, RunFile, journalled_runs
 
-JOURNAL = "journal.jsonl"
-SENT = "journal.sent"
-RUN_FILE = "mlflow.json"
 FLUSH_SECONDS = 5.0
 METRICS_A_BATCH = 1000  # MLflow's limit for one log_batch call
 PARAMS_A_BATCH = 100
 
+SPOOL = "spool:"
+ASK_AGAIN_SECONDS = 3.0
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+T = TypeVar("T")
 
 
 def default_uri(output: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in the output folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, or a SQLite file in the output folder; a spool is in the output too."""
+    asked = os.environ.get("MLFLOW_TRACKING_URI")
+    if asked == SPOOL:
+        return f"{SPOOL}{output.resolve()}"
+    return asked or f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
 def open_command(uri: str) -> str:
     """The line that shows the runs in a browser."""
+    if uri.startswith(SPOOL):
+        return f"MLFLOW_TRACKING_URI=http://... mvl sync {uri.removeprefix(SPOOL)}"
     if uri.startswith("http"):
         return f"open {uri}"
     return f".venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
@@ -63,52 +70,6 @@ def _client(uri: str) -> Any:
     # MLflow creates the tables when it connects, and two that do so at once break each other.
     with FileLock(f"{uri.removeprefix('sqlite:///')}.lock"):
         return MlflowClient(tracking_uri=uri)
-
-
-class Journal:
-    """Lines waiting to be sent: appended by the training, read by the sender."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.path = folder / JOURNAL
-        self._file = self.path.open("a")
-        if self.path.stat().st_size and not self.path.read_bytes().endswith(b"\n"):
-            self._file.write("\n")  # a killed run's last line may be half; it must end there
-
-    def append(self, operation: dict[str, Any]) -> None:
-        """Add one operation; on disk before this returns to the training loop's next flush."""
-        self._file.write(json.dumps(operation) + "\n")
-        self._file.flush()
-
-    def waiting(self) -> tuple[list[dict[str, Any]], int]:
-        """Operations not sent yet, and the offset after them. A half line is left out."""
-        start = self.sent_offset()
-        with self.path.open("rb") as file:
-            file.seek(start)
-            text = file.read()
-        text = text[: text.rfind(b"\n") + 1]
-        operations = []
-        for line in text.splitlines():
-            try:
-                operations.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # the half line of a killed run
-        return operations, start + len(text)
-
-    def sent_offset(self) -> int:
-        """Bytes of the journal that the server has."""
-        try:
-            return int((self.folder / SENT).read_text())
-        except (FileNotFoundError, ValueError):
-            return 0
-
-    def mark_sent(self, offset: int) -> None:
-        """Note that everything before `offset` has arrived."""
-        write_text_atomically(self.folder / SENT, str(offset))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
@@ -140,6 +101,8 @@ def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
                 client.log_artifact(run_id, operation["path"], operation["folder"])
         elif kind == "table":
             _replace_table(client, run_id, operation["columns"], operation["file"])
+        elif kind == "start":
+            client.update_run(run_id, status="RUNNING")
         elif kind == "end":
             client.set_terminated(run_id, operation["status"], operation["time_ms"])
     for start in range(0, len(metrics), METRICS_A_BATCH):
@@ -179,6 +142,46 @@ def _experiment(client: Any, uri: str, name: str, output: Path) -> str:
     return str(client.get_experiment_by_name(name).experiment_id)
 
 
+def _opened(client: Any, uri: str, about: RunFile, folder: Path) -> RunFile:
+    """The run of this folder on a server: the one it has there already, or a new one.
+
+    The address does not tell: a server may be moved, and another database put under an old one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if about.run_id:
+        try:
+            client.get_run(about.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        else:
+            return about
+    experiment_id = _experiment(client, uri, about.experiment, folder.parent.parent)
+    run = client.create_run(
+        experiment_id, start_time=Journal.began_ms(folder), run_name=about.run_name
+    )
+    opened = RunFile(uri, str(run.info.run_id), about.experiment, about.run_name)
+    Journal.forget_what_was_sent(folder)
+    opened.write(folder)
+    return opened
+
+
+def _answered(ask: Callable[[], T]) -> T:
+    """What a server answers; $MVL_MLFLOW_WAIT_SECONDS (0) is how long one that is away is asked.
+
+    A person's mistyped address is an error at once; a sweep outlives a server that is restarted.
+    """
+    deadline = time.monotonic() + float(os.environ.get("MVL_MLFLOW_WAIT_SECONDS", "0"))
+    while True:
+        try:
+            return ask()
+        except Exception:
+            if time.monotonic() + ASK_AGAIN_SECONDS > deadline:
+                raise
+            time.sleep(ASK_AGAIN_SECONDS)
+
+
 class Tracker:
     """One run's MLflow side; made on rank 0 only (`NullTracker` elsewhere)."""
 
@@ -189,36 +192,28 @@ class Tracker:
             UserError: the tracking server does not answer. Once a run has begun this is no error.
         """
         self.folder, self.uri = folder, uri
-        self._client = _client(uri)
-        self.run_id = self._open_run(experiment, run_name)
+        self.spooled = uri.startswith(SPOOL)
+        about = RunFile.read(folder) or RunFile(SPOOL, "", experiment, run_name)
+        if self.spooled:
+            about.write(folder)
+        else:
+            try:
+                self._client = _client(uri)
+                about = _answered(lambda: _opened(self._client, uri, about, folder))
+            except Exception as error:
+                raise UserError(
+                    f"MLflow at {uri} cannot be used ({_short(error)}): start it with 'mlflow "
+                    "server --host 127.0.0.1', unset MLFLOW_TRACKING_URI to use a SQLite file in "
+                    f"--output, or set it to {SPOOL} to send everything later"
+                ) from error
+        self.run_id = about.run_id
         self._journal = Journal(folder)
+        self._append(op="start")
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._failures = 0
         self._thread = threading.Thread(target=self._send_regularly, daemon=True)
         self._thread.start()
-
-    def _open_run(self, experiment: str, run_name: str) -> str:
-        run_file = self.folder / RUN_FILE
-        try:
-            if run_file.exists():
-                known = json.loads(run_file.read_text())
-                if known["uri"] == self.uri:
-                    self._client.update_run(known["run_id"], status="RUNNING")
-                    return str(known["run_id"])
-            experiment_id = _experiment(
-                self._client, self.uri, experiment, self.folder.parent.parent
-            )
-            run_id = str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
-        except Exception as error:
-            raise UserError(
-                f"MLflow at {self.uri} cannot be used ({_short(error)}): start it with 'mlflow "
-                "server --host 127.0.0.1', or unset MLFLOW_TRACKING_URI to use a SQLite file in "
-                "--output"
-            ) from error
-        write_text_atomically(run_file, json.dumps({"uri": self.uri, "run_id": run_id}))
-        (self.folder / SENT).unlink(missing_ok=True)
-        return run_id
 
     # ------------------------------------------------------------------ what the engine calls
 
@@ -265,6 +260,8 @@ class Tracker:
 
     def flush(self) -> bool:
         """Send what waits; False if the server did not take it (it stays in the journal)."""
+        if self.spooled:
+            return True
         with self._lock:
             operations, offset = self._journal.waiting()
             if not operations:
@@ -336,9 +333,12 @@ def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
     Raises:
         UserError: the tracking server does not answer.
     """
+    if uri.startswith(SPOOL):
+        return journalled_runs(Path(uri.removeprefix(SPOOL)), experiment)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []  # asking would make an empty database
-    try:
+
+    def ask() -> list[Any]:
         client = _client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -352,6 +352,9 @@ def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
             runs += page
             token = page.token or None
         return runs
+
+    try:
+        return _answered(ask)
     except Exception as error:
         raise UserError(
             f"MLflow at {uri} cannot be asked ({_short(error)}): start the server, or unset "
@@ -361,25 +364,33 @@ def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
 
 def mark_failed(uri: str, run_id: str) -> None:
     """Note for a run whose process could not that it failed."""
-    _client(uri).set_terminated(run_id, "FAILED")
+    if uri.startswith(SPOOL):
+        Journal.end(Path(run_id), "FAILED")
+    else:
+        _client(uri).set_terminated(run_id, "FAILED")
 
 
 def sync(folder: Path) -> int:
     """Send what a run's journal still holds; return the number of operations sent.
 
+    A spooled run is made on the server first.
+
     Raises:
         UserError: the folder is no run's, or the server still does not answer.
     """
+    about = RunFile.read(folder)
+    if about is None:
+        raise UserError(f"{folder}: no run of mvl_dist/train.py ({RUN_FILE} is missing)")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or about.uri
+    if uri.startswith(SPOOL):
+        raise UserError(f"{folder} was spooled: set MLFLOW_TRACKING_URI to the server it goes to")
     try:
-        known = json.loads((folder / RUN_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder}: no run of mvl_dist/train.py ({RUN_FILE} is missing)") from error
-    uri = os.environ.get("MLFLOW_TRACKING_URI", known["uri"])
-    journal = Journal(folder)
-    operations, offset = journal.waiting()
-    journal.close()
-    try:
-        send(_client(uri), known["run_id"], operations)
+        client = _client(uri)
+        about = _opened(client, uri, about, folder)
+        journal = Journal(folder)
+        operations, offset = journal.waiting()
+        journal.close()
+        send(client, about.run_id, operations)
     except Exception as error:
         raise UserError(
             f"MLflow at {uri} does not take the run ({_short(error)}): start it and call "

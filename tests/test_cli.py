@@ -53,7 +53,7 @@ def test_every_command_has_a_help_of_its_own(command: str) -> None:
         (["train", "--store", "STORE", "--task", "91", "--fold", "9"], "fold 9 does not exist"),
         (["train", "--store", "STORE", "--task", "91", "--donor", "gpt9"], "donor 'gpt9'"),
         (["train", *PHANTOM, "--launcher", "h100x9"], "known: a100x8"),
-        (["train", *PHANTOM, "--launcher"], "--launcher needs a value"),
+        (["train", *PHANTOM, "--launcher"], "argument --launcher: expected one argument"),
         (["train", "--preset", "smok"], "known presets are paper"),
         (["evaluate", "/nowhere"], "not a run's folder"),
         (["verify", "--store", "/nowhere"], "no store at /nowhere"),

@@ -12,6 +12,7 @@ REPO = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors"},
     {"files"},
+    {"journal"},
     {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement"},
     {"store"},
     {"models"},

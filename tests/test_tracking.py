@@ -12,7 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mvl_dist.errors import UserError
-from mvl_dist.tracking import JOURNAL, Tracker, default_uri, sync
+from mvl_dist.journal import JOURNAL
+from mvl_dist.tracking import Tracker, default_uri, sync
 
 
 def start(folder: Path, uri: str) -> Tracker:
@@ -187,5 +188,6 @@ def test_the_journal_is_plain_json_lines(tmp_path: Path, sqlite: str) -> None:
     tracker.metrics(3, loss=0.25)
     tracker.close("FINISHED")
     lines = [json.loads(line) for line in (tmp_path / "run" / JOURNAL).read_text().splitlines()]
-    assert (lines[0]["step"], lines[0]["values"]) == (3, {"loss": 0.25})
+    assert lines[0]["op"] == "start"
+    assert (lines[1]["step"], lines[1]["values"]) == (3, {"loss": 0.25})
     assert lines[-1]["status"] == "FINISHED"

@@ -193,15 +193,19 @@ def _pack(options: Pack) -> int:
 
 def _make_stand_ins(folder: Path, tasks: Sequence[str]) -> None:
     """Synthetic data for `--smoke`, through the commands that a user has."""
+    from filelock import FileLock
+
     numbers = [task.partition("_")[0] for task in tasks]
     grid = [str(size) for size in GRID]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = ("--msd-root", str(folder / "msd"))
+    folder.mkdir(parents=True, exist_ok=True)
     for arguments in (
         ("phantom", *root, "--cases", str(CASES), "--stand-ins", *numbers),
         ("convert", *root, "--store", str(folder / "store"), "--grid", *grid, "--tasks", *tasks),
     ):
         command = [sys.executable, "-m", "mvl_dist.cli", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        with FileLock(folder / "making.lock"):  # array tasks begin at the same moment
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"--smoke: {' '.join(done.stderr.split())[-400:]}")

@@ -34,6 +34,9 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_SECONDS = 0.5
 # How long a list of open runs is believed while other machines train them too.
 REFRESH_SECONDS = 60.0
+# How long a launch asks for an MLflow server that is away, and how often we do meanwhile.
+SERVER_SECONDS = 900
+ASK_AGAIN_SECONDS = 10.0
 ATTEMPTS = 2
 
 
@@ -107,6 +110,7 @@ class Packer:
         self.done = 0
         self.stopping = 0
         self.broken = ""
+        self.unanswered = False
 
     def work(self) -> int:
         """Start, watch and restart launches until nothing is open."""
@@ -119,17 +123,32 @@ class Packer:
                     if self.broken:
                         raise UserError(self.broken)
                     return STOPPED
-            elif self.free and (ended or time.monotonic() - listed > REFRESH_SECONDS):
-                waiting, listed = self._open(), time.monotonic()
+            elif self.free and (ended or time.monotonic() - listed > self._refresh_seconds()):
+                waiting, listed = self._asked(), time.monotonic()
             if not self.stopping:
                 while waiting and waiting[0][0].gpus <= len(self.free):
                     if self.options.limit and self.started >= self.options.limit:
                         waiting = []
                         break
                     self._start(*waiting.pop(0))
-                if not waiting and not self.running:
+                if not waiting and not self.running and not self.unanswered:
                     return self._end()
             time.sleep(POLL_SECONDS)
+
+    def _refresh_seconds(self) -> float:
+        return ASK_AGAIN_SECONDS if self.unanswered else REFRESH_SECONDS
+
+    def _asked(self) -> list[tuple[Job, StudyRun]]:
+        """Open runs now; none for the time that MLflow, which has answered once, is away."""
+        try:
+            found = self._open()
+        except UserError as error:
+            if not self.unanswered:
+                print(f"note: {error}; asking again", flush=True)
+            self.unanswered = True
+            return []
+        self.unanswered = False
+        return found
 
     def _open(self) -> list[tuple[Job, StudyRun]]:
         """Open runs with the slots each shall have, in the order in which they are started."""
@@ -160,7 +179,7 @@ class Packer:
         command = launch_command(
             options.launcher, "train_study.py", arguments_of(alone), ranks=job.gpus
         )
-        environment = dict(os.environ)
+        environment = {"MVL_MLFLOW_WAIT_SECONDS": str(SERVER_SECONDS), **os.environ}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot] for slot in mine)
         with log.open("ab") as file:
@@ -190,11 +209,19 @@ class Packer:
             else:
                 self.attempts[run.key] += 1
                 self._say(f"FAILED (status {status}, see {launched.log})", run)
-                if self.attempts[run.key] == ATTEMPTS and not mark_as_failed(run, self.options):
-                    # Nothing will start here, so the rest need not be tried.
-                    self.broken = f"{run} ended twice before it began: see {launched.log}"
-                    self.stop(signal.SIGTERM, None)
+                if self.attempts[run.key] == ATTEMPTS:
+                    self._give_up(launched)
         return bool(ended)
+
+    def _give_up(self, launched: Launched) -> None:
+        """Leave a run to people; stop altogether if it is not this run's fault."""
+        try:
+            if mark_as_failed(launched.run, self.options):
+                return
+            self.broken = f"{launched.run} ended twice before it began: see {launched.log}"
+        except UserError as error:
+            self.broken = str(error)
+        self.stop(signal.SIGTERM, None)
 
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on: the ranks save and leave."""
