@@ -13,9 +13,6 @@ site=${MVL_SITE:-jobs/site.env}
 # shellcheck source=jobs/site.env
 . "$site"
 [[ -x $MVL_VENV/bin/mvl ]] || die "no $MVL_VENV/bin/mvl: run 'make env', or set MVL_VENV in $site"
-if [[ -n ${SBATCH_PARTITION:-} && $SLURM_JOB_PARTITION != "$SBATCH_PARTITION" ]]; then
-  die "this job runs in partition $SLURM_JOB_PARTITION, $site names $SBATCH_PARTITION: call '. $site' before sbatch"
-fi
 export PATH="$MVL_VENV/bin:$PATH" PYTHONUNBUFFERED=1
 mkdir -p "$MVL_OUTPUT"
 
@@ -31,9 +28,9 @@ need_server() {
     die "several jobs need an MLflow server: 'sbatch jobs/mlflow-server.sbatch', or set MLFLOW_TRACKING_URI in $site"
 }
 
-# Run a command that ends with status 128 when it saved and left because of a signal. After Slurm's
-# warning (SIGUSR1: the time limit is near) the job is put back into the queue, where it goes on; a
-# SIGTERM is scancel's, or a preemption's after which Slurm itself queues the job again.
+# Run a command that saves and leaves at a signal, with status 0 or 128. After Slurm's warning
+# (SIGUSR1: the time limit is near) the job is put back into the queue, where it goes on; a SIGTERM is
+# scancel's, or a preemption's after which Slurm itself queues the job again.
 run_or_requeue() {
   local child status=0 warned=""
   "$@" &
@@ -43,7 +40,7 @@ run_or_requeue() {
   # A trap interrupts wait; the child's own status is known when it is gone.
   while kill -0 $child 2>/dev/null; do wait $child || true; done
   wait $child || status=$?
-  if ((status == 128)) && [[ -n $warned ]]; then
+  if [[ -n $warned ]] && ((status == 0 || status == 128)); then
     echo "saved; job $SLURM_JOB_ID goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID" || die "cannot be requeued here: submit the job again, it goes on"
     sleep 60 # until Slurm ends this script; ending by itself would be the job's end

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WAIT_FOR_RANK_0_SECONDS = 5.0
+DUPLICATE_SECONDS = 3.0
 
 
 def env_rank() -> int:
@@ -37,6 +38,11 @@ def env_rank() -> int:
 def is_launched() -> bool:
     """Whether a launcher (accelerate launch, torchrun) started this process."""
     return "LOCAL_RANK" in os.environ
+
+
+def hear_signals() -> None:
+    """Undo what the launcher handed down: it ignores SIGUSR1, and so would its ranks."""
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def say(message: str, file: Any = None) -> None:
@@ -209,12 +215,16 @@ def close() -> None:
 
 
 class StopRequest:
-    """SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C as a flag that all ranks act on together."""
+    """SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C as a flag that all ranks act on together.
+
+    One that comes again more than `DUPLICATE_SECONDS` later ends the process at once.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signal_name = ""
+        self._since = 0.0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -232,8 +242,12 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        self.signal_name = signal.Signals(number).name
-        signal.signal(number, signal.SIG_DFL)  # asked a second time, end at once
+        # Slurm and launchers pass one signal on by several ways; a person's second one comes later.
+        if self.signal_name and time.monotonic() - self._since > DUPLICATE_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.signal_name:
+            self.signal_name, self._since = signal.Signals(number).name, time.monotonic()
 
     @property
     def requested(self) -> bool:

@@ -122,7 +122,8 @@ def main(argv: Sequence[str]) -> int:
         print("and the flags of the run:\n")
     make_plan(parse(rest))
     nodes = Nodes(chosen.nodes, chosen.node_rank, chosen.head)
-    return 1 if _run(launch_command(chosen.launcher, "train.py", rest, nodes=nodes)) else 0
+    status = _run(launch_command(chosen.launcher, "train.py", rest, nodes=nodes))
+    return status if status in (0, STOPPED) else 1
 
 
 def launch(launcher: str, script: str, arguments: Sequence[str]) -> int:
@@ -208,30 +209,57 @@ def one_machine(config_file: Path) -> bool:
     return int(yaml.safe_load(config_file.read_text()).get("num_machines", 1)) == 1
 
 
-def send_to_ranks(process: subprocess.Popen[Any], number: int) -> None:
-    """Signal the ranks of a launch, which save and leave; the launcher would only write a trace."""
+def ranks_of(process: subprocess.Popen[Any]) -> list[Any]:
+    """The ranks of a launch as psutil's processes; the launcher itself before it has any."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
         launcher = psutil.Process(process.pid)
-        for reached in launcher.children() or [launcher]:
-            reached.send_signal(number)
+        return launcher.children() or [launcher]
+    return []
+
+
+def send_to_ranks(process: subprocess.Popen[Any], number: int) -> list[Any]:
+    """Signal the ranks of a launch, which save and leave; the launcher would only write a trace."""
+    import psutil
+
+    reached = ranks_of(process)
+    for rank in reached:
+        with contextlib.suppress(psutil.Error):
+            rank.send_signal(number)
+    return reached
+
+
+def start_launcher(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start `accelerate launch` so that signals reach its ranks through us alone.
+
+    In a session of its own Ctrl-C does not reach it; SIGUSR1, which srun sends to every process of
+    a task, would kill it before its ranks have saved.
+    """
+    return subprocess.Popen(
+        command,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
+        **options,
+    )
 
 
 def _run(command: Sequence[str]) -> int:
-    # In a session of its own, so that Ctrl-C does not reach it.
-    process = subprocess.Popen(command, start_new_session=True)
-    stopped = False
+    import psutil
+
+    process = start_launcher(command)
+    reached: list[Any] = []
 
     def forward(number: int, frame: Any) -> None:
-        nonlocal stopped
-        stopped = True
-        send_to_ranks(process, number)
+        reached.extend(send_to_ranks(process, number))
 
     previous = {number: signal.signal(number, forward) for number in StopRequest.SIGNALS}
     try:
         status = process.wait()
+        psutil.wait_procs(
+            reached
+        )  # a launcher that died of the signal leaves ranks that still save
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return STOPPED if status and stopped else status
+    return STOPPED if status and reached else status

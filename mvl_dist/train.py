@@ -69,6 +69,7 @@ def _parse(argv: Sequence[str]) -> RunConfig:
 
 
 if __name__ == "__main__":
+    distributed.hear_signals()
     try:
         code = main(sys.argv[1:])
         distributed.close()

@@ -72,6 +72,7 @@ def _next_runs(selection: Selection) -> Iterator[StudyRun | None]:
 
 
 if __name__ == "__main__":
+    distributed.hear_signals()
     try:
         code = main(sys.argv[1:])
         distributed.close()

@@ -95,6 +95,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     running = {
         "zero_stage": running_stage(engine),
         "world_size": accelerator.num_processes,
+        "nodes": int(os.environ.get("GROUP_WORLD_SIZE", "1")),  # torch's name for launchers
         "precision": dtype_name(engine),
         "donor_checksum": donor_checksum,
         "device": _device_name(accelerator),
@@ -141,11 +142,12 @@ def _describe(
     from mvl_dist.provenance import git_state, versions
 
     config, split, task = plan.config, plan.split, plan.manifest.task
+    nodes = f" on {running['nodes']} nodes" if running["nodes"] > 1 else ""
     distributed.say(
         f"{task.name} fold {split.fold}: {len(split.train)} train, {len(split.validation)} "
         f"validation, {len(split.test)} test cases; {config.model.name}, "
         f"{counts['trainable']:,} trainable and {counts['frozen']:,} frozen parameters; "
-        f"{running['world_size']} ranks, DeepSpeed ZeRO-{running['zero_stage']}, "
+        f"{running['world_size']} ranks{nodes}, DeepSpeed ZeRO-{running['zero_stage']}, "
         f"{running['precision']}\n{folder}"
     )
     tracker.params(described(config, MODELS[config.model.name].reads))

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from mvl_dist.errors import UserError
-from mvl_dist.launch import STOPPED, launch_command, send_to_ranks
+from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher
 from mvl_dist.placement import Job, grouped, in_order
 from mvl_dist.study.grid import StudyRun
 from mvl_dist.study.plan import cost_model, job_of, labelled_cases
@@ -183,12 +183,8 @@ class Packer:
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot] for slot in mine)
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # a signal for us is passed on to the ranks alone
+            process = start_launcher(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment
             )
         self.running.append(Launched(run, process, mine, log))
         self.started += 1
