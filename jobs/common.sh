@@ -17,15 +17,23 @@ export PATH="$MVL_VENV/bin:$PATH" PYTHONUNBUFFERED=1
 mkdir -p "$MVL_OUTPUT"
 
 server_file=$MVL_OUTPUT/mlflow-server.uri
-if [[ -z ${MLFLOW_TRACKING_URI:-} && -s $server_file ]]; then
-  MLFLOW_TRACKING_URI=$(<"$server_file")
-  export MLFLOW_TRACKING_URI
-fi
+take_server() {
+  if [[ -z ${MLFLOW_TRACKING_URI:-} && -s $server_file ]]; then
+    MLFLOW_TRACKING_URI=$(<"$server_file")
+    export MLFLOW_TRACKING_URI
+  fi
+  [[ -n ${MLFLOW_TRACKING_URI:-} ]]
+}
+take_server || true
 
 # Several jobs that write into one SQLite file lock each other, on a network file system for good.
 need_server() {
-  [[ -n ${MLFLOW_TRACKING_URI:-} ]] ||
-    die "several jobs need an MLflow server: 'sbatch jobs/mlflow-server.sbatch', or set MLFLOW_TRACKING_URI in $site"
+  local waited=0
+  until take_server; do
+    ((waited < 120)) || die "several jobs need an MLflow server: 'sbatch jobs/mlflow-server.sbatch', or set MLFLOW_TRACKING_URI in $site"
+    sleep 5
+    waited=$((waited + 5))
+  done
 }
 
 # Run a command that saves and leaves at a signal, with status 0 or 128. After Slurm's warning
@@ -41,8 +49,11 @@ run_or_requeue() {
   while kill -0 $child 2>/dev/null; do wait $child || true; done
   wait $child || status=$?
   if [[ -n $warned ]] && ((status == 0 || status == 128)); then
-    echo "saved; job $SLURM_JOB_ID goes back into the queue"
-    scontrol requeue "$SLURM_JOB_ID" || die "cannot be requeued here: submit the job again, it goes on"
+    # The number of an array's last task is the whole array's too: by that, all would be stopped.
+    local job=$SLURM_JOB_ID
+    [[ -z ${SLURM_ARRAY_TASK_ID:-} ]] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    echo "saved; job $job goes back into the queue"
+    scontrol requeue "$job" || die "cannot be requeued here: submit the job again, it goes on"
     sleep 60 # until Slurm ends this script; ending by itself would be the job's end
   fi
   return $status

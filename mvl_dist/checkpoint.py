@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mvl_dist import reshard
 from mvl_dist.distributed import gather_objects
 from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL, write_text_atomically
@@ -102,8 +103,7 @@ def save(engine: Any, run: Path, position: Position, frozen_checksum: str, keep:
         about = {
             "tag": tag,
             "position": asdict(position),
-            "world_size": dist.get_world_size(),
-            "zero_stage": engine.zero_optimization_stage(),
+            **_layout(engine),
             "frozen_checksum": frozen_checksum,
         }
         write_text_atomically(folder / LAST, json.dumps(about, indent=1))
@@ -116,30 +116,25 @@ def save(engine: Any, run: Path, position: Position, frozen_checksum: str, keep:
 def load(engine: Any, run: Path, frozen_checksum: str) -> Position:
     """Bring engine and position back to the last checkpoint; a fresh start where there is none.
 
+    One made by another number of ranks, ZeRO stage or precision is put together and shared anew.
+
     Raises:
-        UserError: made by another number of ranks, ZeRO stage or set of frozen weights, or
-            incomplete.
+        UserError: made with other frozen weights, or incomplete.
     """
     about = last_checkpoint(run)
     if about is None:
         return Position()
     where = run / FOLDER / about["tag"]
-    now = {
-        "world_size": dist.get_world_size(),
-        "zero_stage": engine.zero_optimization_stage(),
-        "frozen_checksum": frozen_checksum,
-    }
-    names = {
-        "world_size": "ranks",
-        "zero_stage": "ZeRO stage",
-        "frozen_checksum": "frozen weights",
-    }
-    for key, value in now.items():
-        if about[key] != value:
-            raise UserError(
-                f"{where} was made with {names[key]} {about[key]}, this run has {value}: launch it "
-                "as before, or start anew with --resume False"
-            )
+    if about["frozen_checksum"] != frozen_checksum:
+        raise UserError(
+            f"{where} was made with frozen weights {about['frozen_checksum']}, this run has "
+            f"{frozen_checksum}: launch it as before, or start anew with --resume False"
+        )
+    layout = _layout(engine)
+    before = {key: about.get(key, value) for key, value in layout.items()}
+    if before != layout:
+        _load_from_other_layout(engine, run, about["tag"], before, layout)
+        return Position(**about["position"])
     try:
         loaded, _ = engine.load_checkpoint(
             str(run / FOLDER), tag=about["tag"], load_module_strict=False
@@ -151,6 +146,42 @@ def load(engine: Any, run: Path, frozen_checksum: str) -> Position:
     if loaded is None:
         raise UserError(f"{where} is missing: start anew with --resume False")
     return Position(**about["position"])
+
+
+def _layout(engine: Any) -> dict[str, Any]:
+    """What decides how DeepSpeed cuts a checkpoint into files."""
+    return {
+        "world_size": dist.get_world_size(),
+        "zero_stage": engine.zero_optimization_stage(),
+        "precision": "bfloat16" if engine.bfloat16_enabled() else "float32",
+    }
+
+
+def _load_from_other_layout(
+    engine: Any, run: Path, tag: str, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    universal = run / FOLDER / f"{PARTIAL}universal-{tag}"
+    problem = ""
+    if dist.get_rank() == 0:
+        told = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in now)
+        print(f"{tag} goes on with another layout: {told}", flush=True)
+        names = [n for n, p in engine.module.named_parameters() if p.requires_grad]
+        try:
+            shutil.rmtree(universal, ignore_errors=True)
+            reshard.to_universal(run / FOLDER / tag, names, universal)
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    (problem,) = set(filter(None, gather_objects([problem]))) or {""}
+    if problem:
+        raise UserError(
+            f"{run / FOLDER / tag} cannot be put together ({problem}): launch as before, with "
+            f"{before['world_size']} ranks and ZeRO-{before['zero_stage']}, or start anew with "
+            "--resume False"
+        )
+    reshard.load_universal(engine, universal)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(universal, ignore_errors=True)
 
 
 def _full_size(parameter: torch.nn.Parameter) -> int:

@@ -17,7 +17,7 @@ LAYERS = [
     {"store"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data"},
-    {"watchdog"},
+    {"watchdog", "reshard"},
     {"checkpoint", "evaluation"},
     {"engine", "figures", "runs"},
     {"training"},

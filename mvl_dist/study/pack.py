@@ -7,6 +7,7 @@ pack one study: a run is trained by whoever holds its lease.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from mvl_dist.errors import UserError
 from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher
 from mvl_dist.placement import Job, grouped, in_order
 from mvl_dist.study.grid import StudyRun
+from mvl_dist.study.lease import holder, lease
 from mvl_dist.study.plan import cost_model, job_of, labelled_cases
 from mvl_dist.study.selection import (
     Selection,
@@ -61,6 +63,7 @@ class Launched:
     process: subprocess.Popen[bytes]
     slots: tuple[int, ...]
     log: Path
+    claim: contextlib.ExitStack
 
 
 def pack(options: Pack) -> int:
@@ -91,6 +94,11 @@ def visible_gpus() -> tuple[str, ...]:
         return tuple(name for name in asked.split(",") if name)
     devices = (path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*"))
     return tuple(sorted((name for name in devices if name.isdigit()), key=int))
+
+
+def _claim(run: StudyRun) -> str:
+    """Name of the lease that a packer has on a run while it starts and watches its launch."""
+    return f"pack-{run.key}"
 
 
 class Packer:
@@ -158,6 +166,7 @@ class Packer:
             run.key: run
             for run in self.study.runs
             if run.key not in here
+            and not holder(self.options.output, _claim(run))
             and self.attempts[run.key] < ATTEMPTS
             and is_open(
                 found[run.key].state, self.options.retry_failed or self.attempts[run.key] > 0
@@ -169,6 +178,12 @@ class Packer:
 
     def _start(self, job: Job, run: StudyRun) -> None:
         options = self.options
+        # The run's own lease is taken by its launch, which needs seconds to get there; without
+        # this one every machine would start the same longest runs at the same moment.
+        claim = contextlib.ExitStack()
+        if not claim.enter_context(lease(options.output, _claim(run))):
+            claim.close()
+            return
         mine = tuple(self.free[: job.gpus])
         del self.free[: job.gpus]
         log = options.output / "logs" / f"{run.key}.log"
@@ -186,7 +201,7 @@ class Packer:
             process = start_launcher(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment
             )
-        self.running.append(Launched(run, process, mine, log))
+        self.running.append(Launched(run, process, mine, log, claim))
         self.started += 1
         self._say(f"started on slot {','.join(map(str, mine))}", run)
 
@@ -195,6 +210,7 @@ class Packer:
         ended = [launched for launched in self.running if launched.process.poll() is not None]
         for launched in ended:
             self.running.remove(launched)
+            launched.claim.close()
             self.free = sorted([*self.free, *launched.slots])
             run, status = launched.run, launched.process.returncode
             if status == 0:

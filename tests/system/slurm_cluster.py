@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 PACKAGES = ("slurm-wlm", "munge")
 NODES = ("n1", "n2", "service")
@@ -148,13 +150,16 @@ class Cluster:
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
     def states(self, job: str) -> dict[str, str]:
-        """State of each task of a job, by its id."""
+        """State of a job by its number, of an array's tasks by NUMBER_TASK."""
         shown = self.call("scontrol", "show", "job", job, "--oneliner")
         found = {}
         for line in shown.splitlines():
             fields = dict(word.partition("=")[::2] for word in line.split())
             if "JobId" in fields:
-                found[fields["JobId"]] = fields["JobState"]
+                task = fields.get("ArrayTaskId", "")
+                found[f"{fields['ArrayJobId']}_{task}" if task else fields["JobId"]] = fields[
+                    "JobState"
+                ]
         return found
 
     def log(self) -> str:
@@ -174,6 +179,10 @@ class Cluster:
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+        for process in psutil.process_iter():  # what proctrack/linuxproc has lost sight of
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == str(self.configuration):
+                    process.kill()
 
 
 @contextlib.contextmanager

@@ -142,13 +142,13 @@ def study(site: Path) -> Path:
         "preset": "smoke",
         "set": {
             "data": {"grid": [16, 16, 16], "target": "binary"},
-            "model": {"depth": 2, "llm_position": 2},
+            "model": {"depth": 2},
             "optim": {"epochs": EPOCHS, "batch_size": 1},
         },
         "tasks": [TASK],
         "folds": [0, 1],
-        "seeds": [0, 1, 2],
-        "tables": {"only": {"models": ["vit_baseline", "vit_mlp"]}},
+        "seeds": [0, 1, 2, 3, 4, 5],
+        "tables": {"only": {"models": ["vit_baseline"]}},
     }
     file.write_text(yaml.safe_dump(settings))
     return file
@@ -192,6 +192,7 @@ def test_a_study_over_two_nodes_outlives_a_rank_a_job_a_requeue_and_the_mlflow_s
     job = submit(slurm, site, "study.sbatch", str(study), flags="--array=0-1 --gpus-per-node=2")
     wait_until(lambda: len(ids(slurm, job)) == 2, slurm, job)
     first, second = (ids(slurm, job)[f"{job}_{task}"] for task in (0, 1))
+    to_requeue = f"{job}_1"
 
     wait_until(lambda: len(saved(runs)) >= 2 and len(ranks(first)) == 2, slurm, job)
     ranks(first)[0].kill()  # as the kernel does when memory runs out
@@ -201,14 +202,15 @@ def test_a_study_over_two_nodes_outlives_a_rank_a_job_a_requeue_and_the_mlflow_s
         process.kill()  # its job starts it again
 
     wait_until(lambda: len(ranks(second)) == 2, slurm, job)
-    slurm.run(["scancel", "--signal=USR1", "--batch", f"{job}_1"])
-    wait_until(lambda: slurm.states(job).get(second) in ("PENDING", "REQUEUED"), slurm)
-    start_now(slurm, second)
+    slurm.run(["scancel", "--signal=USR1", "--batch", to_requeue])
+    wait_until(lambda: slurm.states(job)[to_requeue] in ("PENDING", "REQUEUED"), slurm)
+    assert slurm.states(job)[f"{job}_0"] == "RUNNING"
+    start_now(slurm, to_requeue)
     wait_until(lambda: bool(ranks(second)), slurm)
 
     for process in of_job(first, ""):
         process.kill()  # a whole job at once
-    wait_until(lambda: slurm.states(job)[second] == "COMPLETED", slurm)
+    wait_until(lambda: slurm.states(job)[to_requeue] == "COMPLETED", slurm)
 
     if len(finished(uri)) < 12:  # what the last task could not see is the next job's
         later = submit(
