@@ -21,6 +21,7 @@ COMMANDS = {
         "mvl_dist.model_table",
         "every model: parameters, TFLOP, memory, ms, and the paper's figures",
     ),
+    "plan-memory": ("mvl_dist.plan_memory", "GiB a GPU needs for a run, under every ZeRO stage"),
     "train": ("mvl_dist.launch", "train one run under accelerate launch, and test it"),
     "study": ("mvl_dist.study.command", "a grid of runs: list, plan, status, next, run"),
     "evaluate": ("mvl_dist.evaluate", "score a trained run on its test or validation cases"),
@@ -35,7 +36,7 @@ def usage() -> str:
         f"mvl {__version__}: train and judge 3D segmentation with a frozen language-model block"
     ]
     lines += ["", "usage: mvl COMMAND [options]      mvl COMMAND --help", ""]
-    lines += [f"  {name:10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines += [f"  {name:13}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"files"},
     {"journal"},
-    {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement"},
+    {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"},
     {"store"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"training"},
     {"launch"},
     {"study"},
-    {"train", "train_study", "evaluate", "weights", "model_table", "sync", "doctor"},
+    {"train", "train_study", "evaluate", "weights", "model_table", "plan_memory", "sync", "doctor"},
     {"cli"},
 ]
 

@@ -126,7 +126,11 @@ def test_a_run_on_two_nodes_is_saved_at_slurms_warning_queued_again_and_has_one_
 
 
 def start_now(slurm: Cluster, job: str) -> None:
-    """Slurm lets a queued-again job wait for two minutes; a test need not."""
+    """Slurm lets a queued-again job wait for two minutes; a test need not.
+
+    But slurmd refuses a job of the second in which it revoked that job's last credential.
+    """
+    time.sleep(4)
     slurm.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
 
 
@@ -206,7 +210,7 @@ def test_a_study_over_two_nodes_outlives_a_rank_a_job_a_requeue_and_the_mlflow_s
     wait_until(lambda: slurm.states(job)[to_requeue] in ("PENDING", "REQUEUED"), slurm)
     assert slurm.states(job)[f"{job}_0"] == "RUNNING"
     start_now(slurm, to_requeue)
-    wait_until(lambda: bool(ranks(second)), slurm)
+    wait_until(lambda: bool(ranks(second)), slurm, job)
 
     for process in of_job(first, ""):
         process.kill()  # a whole job at once
