@@ -106,11 +106,11 @@ class Cluster:
         key = folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        text = CONFIGURATION.format(host=host, port=_free_port(), folder=folder)
+        text = CONFIGURATION.format(host=host, port=free_port(), folder=folder)
         for number, name in enumerate(NODES):
             gpus = "" if name == "service" else f" Gres=gpu:{GPUS}"
             text += NODE.format(
-                name=name, host=host, address=number + 2, port=_free_port(), gpus=gpus
+                name=name, host=host, address=number + 2, port=free_port(), gpus=gpus
             )
         self.configuration.write_text(text + PARTITIONS)
         for number in range(GPUS):
@@ -201,7 +201,8 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         running.stop()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
 from mvl_dist.store import read_manifest
 from tests.system.launching import REPO, curve, curve_of, environment, launch, tags
-from tests.system.slurm_cluster import Cluster, NoSlurmError, cluster
+from tests.system.slurm_cluster import Cluster, NoSlurmError, cluster, free_port
 
 pytestmark = pytest.mark.slurm
 TASK = "Task93_PhantomLesion"
@@ -41,7 +41,7 @@ def site(slurm: Cluster) -> Path:
         f"""
         export MVL_VENV={Path(sys.executable).parent.parent}
         export MSD_ROOT={folder}/msd MVL_STORE={folder}/store MVL_OUTPUT={folder}/runs
-        export MVL_LAUNCHER=cpu1 MVL_SLOTS=2 MVL_MLFLOW_PORT=5077
+        export MVL_LAUNCHER=cpu1 MVL_SLOTS=2 MVL_MLFLOW_PORT={free_port()}
         export MVL_MLFLOW_DATABASE=sqlite:///{folder}/runs/mlflow.db
         export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu MVL_LEASE_SECONDS=20
         """
@@ -194,7 +194,8 @@ def test_a_study_over_two_nodes_outlives_a_rank_a_job_a_requeue_and_the_mlflow_s
     wait_until(address.exists, slurm, server)
     uri = address.read_text().strip()
     job = submit(slurm, site, "study.sbatch", str(study), flags="--array=0-1 --gpus-per-node=2")
-    wait_until(lambda: len(ids(slurm, job)) == 2, slurm, job)
+    # Until they run, an array's tasks share one number.
+    wait_until(lambda: len(set(ids(slurm, job).values())) == 2, slurm, job)
     first, second = (ids(slurm, job)[f"{job}_{task}"] for task in (0, 1))
     to_requeue = f"{job}_1"
 
