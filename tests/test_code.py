@@ -40,6 +40,13 @@ def test_the_code_is_clean(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_jobs_are_sound_shell() -> None:
+    files = [*(REPO / "jobs").glob("*.sbatch"), REPO / "jobs" / "common.sh"]
+    command = [Path(sys.executable).with_name("shellcheck"), "--external-sources", *files]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def imports(path: Path) -> set[str]:
     """Modules of the project that a file imports anywhere, as `package.module`."""
     found = set()

@@ -1,9 +1,5 @@
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +9,9 @@ from mlflow import MlflowClient
 
 from mvl_dist.errors import UserError
 from mvl_dist.journal import JOURNAL
-from mvl_dist.tracking import Tracker, default_uri, sync
+from mvl_dist.sync import main as sync_command
+from mvl_dist.tracking import Tracker, default_uri, search_runs, sync
+from tests.servers import MLflowServer, mlflow_server, postgres
 
 
 def start(folder: Path, uri: str) -> Tracker:
@@ -112,51 +110,14 @@ def test_the_default_is_a_sqlite_file_in_the_output_and_the_variable_wins(
     assert default_uri(tmp_path) == "http://mlflow:5000"
 
 
-class Server:
-    """A real MLflow server over SQLite, on a free loopback port, that can be killed and revived."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
-                *("--port", str(self.port), "--workers", "1"),
-                *("--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
-                *("--artifacts-destination", str(self.folder / "artifacts")),
-            ],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.2)
-        raise TimeoutError("the MLflow server did not start")
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path)
-    running.start()
-    yield running
-    running.kill()
+def server(tmp_path: Path) -> Iterator[MLflowServer]:
+    with mlflow_server(tmp_path) as running:
+        yield running
 
 
 def test_a_server_that_goes_away_loses_no_metric_and_stops_nothing(
-    tmp_path: Path, server: Server
+    tmp_path: Path, server: MLflowServer
 ) -> None:
     tracker = start(tmp_path / "run", server.uri)
     tracker.metrics(1, loss=1.0)
@@ -191,3 +152,106 @@ def test_the_journal_is_plain_json_lines(tmp_path: Path, sqlite: str) -> None:
     assert lines[0]["op"] == "start"
     assert (lines[1]["step"], lines[1]["values"]) == (3, {"loss": 0.25})
     assert lines[-1]["status"] == "FINISHED"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MLflowServer]:
+    """A server as jobs share one, over either database."""
+    if request.param == "sqlite":
+        with mlflow_server(tmp_path) as running:
+            yield running
+        return
+    try:
+        with postgres(tmp_path / "pg") as database, mlflow_server(tmp_path, database) as running:
+            yield running
+    except FileNotFoundError as reason:
+        pytest.skip(str(reason))
+
+
+def test_sixteen_runs_write_at_once_through_a_killed_server_and_nothing_is_lost(
+    tmp_path: Path, shared_server: MLflowServer
+) -> None:
+    trackers = [start(tmp_path / "out" / "task" / f"{n}", shared_server.uri) for n in range(16)]
+
+    def write(number: int, first: int) -> None:
+        for step in range(first, first + 100):
+            trackers[number].metrics(step, loss=number + step / 1000)
+        trackers[number].flush()
+
+    def all_write(first: int) -> None:
+        threads = [threading.Thread(target=write, args=(n, first)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    all_write(0)
+    shared_server.kill()
+    all_write(100)
+    shared_server.start()
+    all_write(200)
+    for number, tracker in enumerate(trackers):
+        assert tracker.close("FINISHED") == ""
+        expected = [(step, number + step / 1000) for step in range(300)]
+        assert history(shared_server.uri, tracker) == expected
+
+
+# ---------------------------------------------------------------------------------- the spool
+
+
+def test_a_node_without_a_network_spools_and_sync_sends_it_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, run = tmp_path / "out", tmp_path / "out" / "task" / "run"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "spool:")
+    tracker = start(run, default_uri(output))
+    tracker.tags({"key": "abc"})
+    tracker.metrics(1, loss=0.5)
+    (entry,) = search_runs(default_uri(output), "tests")
+    assert (entry.info.status, entry.data.tags["key"]) == ("RUNNING", "abc")
+    assert tracker.close("FINISHED") == ""
+    (entry,) = search_runs(default_uri(output), "tests")
+    assert (entry.info.status, entry.data.metrics) == ("FINISHED", {"loss": 0.5})
+    with pytest.raises(UserError, match="set MLFLOW_TRACKING_URI to the server it goes to"):
+        sync(run)
+    uri = f"sqlite:///{tmp_path / 'later.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert sync_command([str(output)]) == 0
+    assert sync_command([str(output)]) == 0  # a second time there is nothing to send
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    (sent,) = client.search_runs([experiment.experiment_id])
+    assert (sent.info.status, sent.info.run_name) == ("FINISHED", "run")
+    points = client.get_metric_history(sent.info.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(1, 0.5)]
+    lines = [json.loads(line) for line in (run / JOURNAL).read_text().splitlines()]
+    assert sent.info.start_time == lines[0]["time_ms"]
+
+
+def test_a_server_that_moved_goes_on_with_the_run_and_another_database_gets_all_of_it(
+    tmp_path: Path, sqlite: str
+) -> None:
+    first = start(tmp_path / "run", sqlite)
+    first.metrics(1, loss=1.0)
+    first.close("KILLED")
+    same = tmp_path / "moved.db"
+    (tmp_path / "mlflow.db").rename(same)
+    second = start(tmp_path / "run", f"sqlite:///{same}")
+    second.metrics(2, loss=0.5)
+    second.close("KILLED")
+    assert second.run_id == first.run_id
+    third = start(tmp_path / "run", f"sqlite:///{tmp_path / 'other.db'}")
+    assert third.close("FINISHED") == ""
+    assert third.run_id != first.run_id
+    assert history(third.uri, third) == [(1, 1.0), (2, 0.5)]
+
+
+def test_a_sweep_waits_for_a_server_that_is_away(
+    tmp_path: Path, server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MVL_MLFLOW_WAIT_SECONDS", "60")
+    server.kill()
+    threading.Timer(1.0, server.start).start()
+    tracker = start(tmp_path / "run", server.uri)
+    assert tracker.close("FINISHED") == ""

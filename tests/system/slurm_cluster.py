@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.servers import free_port
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 PACKAGES = ("slurm-wlm", "munge")
 NODES = ("n1", "n2", "service")
@@ -199,13 +201,6 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         yield running
     finally:
         running.stop()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from mlflow import MlflowClient
 
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
 from mvl_dist.store import read_manifest
+from tests.servers import free_port
 from tests.system.launching import REPO, curve, curve_of, environment, launch, tags
-from tests.system.slurm_cluster import Cluster, NoSlurmError, cluster, free_port
+from tests.system.slurm_cluster import Cluster, NoSlurmError, cluster
 
 pytestmark = pytest.mark.slurm
 TASK = "Task93_PhantomLesion"
