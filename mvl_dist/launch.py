@@ -43,6 +43,30 @@ def launcher_config(name: str) -> Path:
     raise UserError(f"--launcher {name}: no such accelerate config; known: {known}, or give a file")
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if asked is not None:
+        return tuple(name for name in asked.split(",") if name)
+    devices = (path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*"))
+    return tuple(sorted((name for name in devices if name.isdigit()), key=int))
+
+
+def check_gpus(config_file: Path, ranks: int) -> None:
+    """Refuse more ranks on this node than it has GPUs; no GPU at all is the ranks' question.
+
+    Raises:
+        UserError: there are too few.
+    """
+    gpus = visible_gpus()
+    if gpus and ranks > len(gpus):
+        raise UserError(
+            f"{config_file.stem} starts {ranks} ranks on a node, and {len(gpus)} GPUs are visible "
+            f"here ({', '.join(gpus)}): choose another --launcher, or copy {config_file} with "
+            f"num_processes: {len(gpus)}"
+        )
+
+
 def default_launcher() -> str:
     """`a100x8` or `gpu1` by the number of NVIDIA devices.
 
@@ -159,10 +183,10 @@ def launch_command(
         UserError: no such config, or no GPU and no launcher asked for.
     """
     config_file = launcher_config(launcher or default_launcher())
+    a_node = ranks_a_node(config_file)
+    check_gpus(config_file, ranks or a_node)
     if nodes.count > 1:
         address, _, port = nodes.head.rpartition(":")
-        settings = yaml.safe_load(config_file.read_text())
-        a_node = int(settings["num_processes"]) // int(settings.get("num_machines", 1))
         where = [
             *("--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)),
             *("--main_process_ip", address, "--main_process_port", port),
@@ -202,6 +226,12 @@ def deepspeed_config(config_file: Path) -> Path:
         if path.is_file():
             return path.resolve()
     raise UserError(f"{config_file}: its DeepSpeed config {name} does not exist")
+
+
+def ranks_a_node(config_file: Path) -> int:
+    """Ranks that an accelerate config starts on each node."""
+    settings = yaml.safe_load(config_file.read_text())
+    return int(settings["num_processes"]) // int(settings.get("num_machines", 1))
 
 
 def one_machine(config_file: Path) -> bool:

@@ -86,6 +86,15 @@ def write_description(folder: Path, plan: Plan, about: dict[str, Any]) -> None:
     write_text_atomically(folder / ABOUT, json.dumps(about, indent=1))
 
 
+def untrained(folder: Path, store: Path | None = None) -> torch.nn.Module:
+    """A run's model with the weights it began with.
+
+    Raises:
+        UserError: as `load_trained`.
+    """
+    return _plan_and_model(folder, store)[1]
+
+
 def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.nn.Module]:
     """Read a trained run back as a plain model in evaluation mode, on the GPU if there is one.
 
@@ -97,6 +106,16 @@ def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.n
         UserError: not a run's folder, nothing trained in it, or another store or donor than it was
             trained with.
     """
+    plan, model = _plan_and_model(folder, store)
+    metadata = checkpoint.load_best(folder, model, donor_parameter_names(model))
+    dtype = torch.float32
+    if torch.cuda.is_available():
+        model.to("cuda")
+        dtype = torch.bfloat16 if metadata.get("dtype") == "bfloat16" else dtype
+    return plan, model.to(dtype).eval()
+
+
+def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Module]:
     try:
         plain = yaml.safe_load((folder / CONFIG).read_text())
         about = json.loads((folder / ABOUT).read_text())
@@ -120,10 +139,4 @@ def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.n
         raise UserError(
             f"donor {config.model.donor.source} is not the one that {folder} was trained with"
         )
-    model = build(plan, donor)
-    metadata = checkpoint.load_best(folder, model, donor_parameter_names(model))
-    dtype = torch.float32
-    if torch.cuda.is_available():
-        model.to("cuda")
-        dtype = torch.bfloat16 if metadata.get("dtype") == "bfloat16" else dtype
-    return plan, model.to(dtype).eval()
+    return plan, build(plan, donor)

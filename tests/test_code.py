@@ -23,7 +23,17 @@ LAYERS = [
     {"training"},
     {"launch"},
     {"study"},
-    {"train", "train_study", "evaluate", "weights", "model_table", "plan_memory", "sync", "doctor"},
+    {
+        "train",
+        "train_study",
+        "evaluate",
+        "weights",
+        "model_table",
+        "plan_memory",
+        "consolidate",
+        "sync",
+        "doctor",
+    },
     {"cli"},
 ]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from mvl_dist.errors import UserError
-from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher
+from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher, visible_gpus
 from mvl_dist.placement import Job, grouped, in_order
 from mvl_dist.study.grid import StudyRun
 from mvl_dist.study.lease import holder, lease
@@ -85,15 +85,6 @@ def pack(options: Pack) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is not None:
-        return tuple(name for name in asked.split(",") if name)
-    devices = (path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*"))
-    return tuple(sorted((name for name in devices if name.isdigit()), key=int))
 
 
 def _claim(run: StudyRun) -> str:

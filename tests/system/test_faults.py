@@ -21,6 +21,12 @@ TASK = "Task91_PhantomTumour"
 
 
 @pytest.fixture
+def arguments(arguments: list[str]) -> list[str]:
+    """The baseline: no fault here is the language model's, and it starts in half the time."""
+    return [*arguments, "--model", "vit_baseline"]
+
+
+@pytest.fixture
 def store(phantom_store: Path, tmp_path: Path) -> Path:
     """A store of its own, to be damaged."""
     return Path(shutil.copytree(phantom_store, tmp_path / "store"))

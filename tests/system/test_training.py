@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from mvl_dist.splits import make_split
@@ -150,9 +151,30 @@ def step_of(output: Path) -> int:
     return int(json.loads(files[0].read_text())["position"]["step"]) if files else 0
 
 
+def kill_while_saving(process: "subprocess.Popen[str]", output: Path) -> None:
+    """kill -9 of all ranks at a moment when a checkpoint after the first is half there."""
+    wait_for(lambda: step_of(output) > 0, process)
+    while True:
+        assert process.poll() is None
+        if not list(output.glob("*/*/checkpoints/.partial-step-*")):
+            continue
+        frozen = ranks(process)
+        for rank in frozen:
+            rank.suspend()
+        if list(output.glob("*/*/checkpoints/.partial-step-*")):
+            break
+        for rank in frozen:
+            rank.resume()
+    for rank in frozen:
+        rank.kill()
+
+
 def test_a_killed_rank_and_every_signal_cost_nothing_and_the_curve_is_the_unbroken_one(
     arguments: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
+    process = start(arguments, tmp_path)
+    kill_while_saving(process, tmp_path)
+    process.communicate(timeout=120)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         before = step_of(tmp_path)
         process = start(arguments, tmp_path)
@@ -169,6 +191,7 @@ def test_a_killed_rank_and_every_signal_cost_nothing_and_the_curve_is_the_unbrok
         assert f"{number.name}: saved at step" in output
         assert step_of(tmp_path) == len(curve(tmp_path))  # nothing done was lost
     assert len(curve(tmp_path)) < len(curve(unbroken))
+    assert not list(tmp_path.glob("*/*/checkpoints/.partial-*"))  # those of the killed are gone
     done = launch([*arguments, "--epochs", str(EPOCHS), "--output", str(tmp_path)])
     assert done.code == 0, done.errors
     # The same numbers to the last digit: order, augmentation and dropout follow seed and step.
@@ -250,6 +273,32 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_stage(
     before, after = curve(unbroken), curve(copied)
     assert list(after) == list(before)[-steps:]
     assert list(after.values()) == pytest.approx(list(before.values())[-steps:], rel=0.15)
+
+
+def test_consolidate_gives_what_deepspeeds_own_script_gives(unbroken: Path, tmp_path: Path) -> None:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from safetensors.torch import load_file
+
+    folder, file = run_folder(unbroken), tmp_path / "last.safetensors"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mvl_dist.cli", "consolidate", str(folder)),
+            *("--output", str(file), "--with-donor"),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    last = json.loads((folder / "checkpoints" / "last.json").read_text())
+    expected = get_fp32_state_dict_from_zero_checkpoint(
+        str(folder / "checkpoints"), tag=last["tag"], exclude_frozen_parameters=True
+    )
+    got = load_file(file)
+    assert {name for name in got if name in expected} == set(expected)
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+    donor = sum(value.numel() for name, value in got.items() if name not in expected)
+    assert donor >= 3_540_672
 
 
 @pytest.mark.msd
