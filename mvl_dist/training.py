@@ -1,6 +1,6 @@
 """One run from its plan to its test table, on ranks that are already there.
 
-`train.py` does this once; `study_worker.py` does it for one run after another.
+`train.py` does this once; `train_study.py` does it for one run after another.
 """
 
 from __future__ import annotations

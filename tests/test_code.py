@@ -57,6 +57,19 @@ def test_the_jobs_are_sound_shell() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_line_of_the_faults_table_is_a_test() -> None:
+    text = (REPO / "docs" / "cluster.md").read_text()
+    table = text[text.index("| fault |") :].split("\n\n")[0]
+    rows = [row for row in table.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 15
+    for row in rows:
+        test = row.split("|")[3].strip().strip("`")
+        if test == "the same":
+            continue
+        file, name = test.split("::")
+        assert f"def {name}(" in (REPO / file).read_text(), test
+
+
 def imports(path: Path) -> set[str]:
     """Modules of the project that a file imports anywhere, as `package.module`."""
     found = set()
