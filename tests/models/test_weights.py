@@ -145,7 +145,7 @@ def test_the_list_says_what_is_here_and_how_to_get_the_rest(
         (["--source", "smolm2"], "did you mean 'smollm2-135m'"),
         (["--source", "smollm2-135m", "--layers", "30"], "has 30 layers"),
         (["--source", "smollm2-135m", "--layers"], "no layers asked for"),
-        (["--source", "random:gpt9"], "known: llama-3.1-8b, smollm2-135m"),
+        (["--source", "random:gpt9"], "known: llama-3.1-8b, llama-3.1-70b, smollm2-135m"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -115,13 +116,11 @@ def test_who_was_frozen_for_too_long_is_told_that_he_lost_it(
     assert successor.exists()
 
 
-def contend(output: Path, start: float, results: "multiprocessing.Queue[int]") -> None:
-    taken = 0
-    time.sleep(max(0.0, start - time.monotonic()))
+def contend(output: Path, together: Barrier, results: "multiprocessing.Queue[int]") -> None:
+    together.wait(60)
     with lease(output, "run") as mine:
-        taken += mine
-        time.sleep(0.5)
-    results.put(taken)
+        together.wait(60)  # held until all have asked
+    results.put(mine)
 
 
 @pytest.mark.parametrize("left_behind", [False, True])
@@ -130,13 +129,13 @@ def test_of_many_that_ask_at_once_one_gets_it(tmp_path: Path, left_behind: bool)
         of_another_machine(tmp_path, seconds_ago=module.LEASE_SECONDS + 30)
     context = multiprocessing.get_context("fork")
     results: multiprocessing.Queue[int] = context.Queue()
-    start = time.monotonic() + 0.3
+    together = context.Barrier(16)
     processes = [
-        context.Process(target=contend, args=(tmp_path, start, results)) for _ in range(16)
+        context.Process(target=contend, args=(tmp_path, together, results)) for _ in range(16)
     ]
     for process in processes:
         process.start()
-    assert sum(results.get(timeout=30) for _ in processes) == 1
+    assert sum(results.get(timeout=90) for _ in processes) == 1
     for process in processes:
         process.join()
 

@@ -30,14 +30,14 @@ def store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kinds(every: bool) -> list[tuple[str, str]]:
-    """(model, target): all of them, or one target a model, in turn."""
-    targets = list(TARGETS)
-    return [
-        (name, target)
+def kinds(ranks: int) -> list[tuple[str, str]]:
+    """(model, target): each pair falls to one rank or to two, and each model to both."""
+    pairs = [
+        (name, target, (number + turn) % len(TARGETS) == 0)
         for number, name in enumerate(MODELS)
-        for target in (targets if every else [targets[number % len(targets)]])
+        for turn, target in enumerate(TARGETS)
     ]
+    return [(name, target) for name, target, alone in pairs if alone == (ranks == 1)]
 
 
 def study(donor: Path, pairs: list[tuple[str, str]]) -> dict[str, object]:
@@ -73,7 +73,7 @@ def test_every_model_learns_every_kind_of_target_and_predicts_the_same_again(
     ranks: int, precision: str, store: Path, donor: Path, tmp_path: Path
 ) -> None:
     file, output = tmp_path / "every.yaml", tmp_path / "runs"
-    pairs = kinds(every=ranks == 2)
+    pairs = kinds(ranks)
     file.write_text(yaml.safe_dump(study(donor, pairs)))
     config = (
         REPO / "deepspeed_configs" / "zero2.json"

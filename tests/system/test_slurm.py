@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
 from mvl_dist.store import read_manifest
+from mvl_dist.study.lease import holder
 from tests.servers import free_port
 from tests.system.launching import REPO, curve, curve_of, environment, launch, tags
 from tests.system.slurm_cluster import Cluster, NoSlurmError, cluster
@@ -224,6 +225,9 @@ def test_a_study_over_two_nodes_outlives_a_rank_a_job_a_requeue_and_the_mlflow_s
         )
         wait_until(lambda: set(slurm.states(later).values()) == {"COMPLETED"}, slurm, later)
     assert sorted(finished(uri).values()) == [1] * 12
+    # A rank that is killed may leave a lease behind, which holds nothing.
+    keys = {path.stem for path in (runs / "claims").iterdir()}
+    assert [holder(runs, key) for key in keys] == [""] * len(keys)
 
     undisturbed = site.parent / "undisturbed"
     done = subprocess.run(

@@ -14,7 +14,7 @@ import yaml
 from tests.system.launching import curve_of, environment, wait_for
 
 pytestmark = pytest.mark.tworank
-EPOCHS = 40
+EPOCHS = 20
 
 
 @pytest.fixture
