@@ -59,12 +59,12 @@ endif
 	    --donor $(WORK)/weights/smollm2-135m --epochs $(EPOCHS) $(ARGS) || exit 1; \
 	done
 
-# Three workers on two cores, a file each: a third of the suite waits for launches and signals.
+# Two workers, a file each: half of the suite waits for launches and imports.
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  -m "not tworank and not slurm and not browser"
 
 lint: env
