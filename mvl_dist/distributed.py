@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import logging
 import os
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mvl_dist.errors import UserError
+from mvl_dist.launcher import check_precision, deepspeed_settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -117,7 +117,8 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
             "ACCELERATE_USE_CPU is set: Accelerate would run plain DDP without ZeRO; set "
             "'use_cpu: false' in the accelerate config (CPU ranks use gloo all the same)"
         )
-    settings = _deepspeed_config()
+    settings_file = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"))
+    settings = deepspeed_settings(settings_file)
     import torch
 
     if torch.cuda.is_available():
@@ -128,14 +129,7 @@ def start(timeout_minutes: float = 30.0) -> Accelerator:
                 "set num_processes in the accelerate config to match"
             )
     else:
-        asked_for_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
-        if settings.get("bf16", {}).get("enabled", False) and not asked_for_cpu:
-            # Going on would train a GPU run on CPU ranks without being asked.
-            raise UserError(
-                f"{os.environ['ACCELERATE_DEEPSPEED_CONFIG_FILE']} asks for bf16 on CUDA, and no "
-                "GPU is visible here: use accelerate_configs/cpu2.yaml, see 'mvl doctor' on the "
-                "GPU node, or set DS_ACCELERATOR=cpu to run bf16 on the CPU"
-            )
+        check_precision(settings_file, settings, gpus=False)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns on every rank
         _without_compiled_collectives()
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -166,17 +160,6 @@ def _without_compiled_collectives() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _deepspeed_config() -> dict[str, Any]:
-    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    try:
-        return dict(json.loads(Path(path).read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"DeepSpeed config {path} cannot be read ({error}): run from the project's folder, or "
-            "pass --deepspeed_config_file to accelerate launch"
-        ) from error
 
 
 def gather_objects(items: Sequence[T]) -> list[T]:

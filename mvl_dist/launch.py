@@ -15,68 +15,26 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mvl_dist.config import parse
 from mvl_dist.distributed import StopRequest
 from mvl_dist.errors import UserError
-from mvl_dist.plan import make_plan
+from mvl_dist.launcher import (
+    ROOT,
+    check_gpus,
+    check_precision,
+    deepspeed_config,
+    deepspeed_settings,
+    default_launcher,
+    launcher_config,
+    machines,
+    ranks_a_node,
+    visible_gpus,
+)
+from mvl_dist.plan import make_plan, with_batch_for
 
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "accelerate_configs"
 STOPPED = 128  # what `launch` returns when it was told to stop; no process ends with it by itself
-
-
-def launcher_config(name: str) -> Path:
-    """Path of an accelerate config: a file, or the name of one in accelerate_configs/.
-
-    Raises:
-        UserError: no such file.
-    """
-    for path in (Path(name), CONFIGS / f"{name}.yaml"):
-        if path.is_file():
-            return path.resolve()
-    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    raise UserError(f"--launcher {name}: no such accelerate config; known: {known}, or give a file")
-
-
-def visible_gpus() -> tuple[str, ...]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if asked is not None:
-        return tuple(name for name in asked.split(",") if name)
-    devices = (path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*"))
-    return tuple(sorted((name for name in devices if name.isdigit()), key=int))
-
-
-def check_gpus(config_file: Path, ranks: int) -> None:
-    """Refuse more ranks on this node than it has GPUs; no GPU at all is the ranks' question.
-
-    Raises:
-        UserError: there are too few.
-    """
-    gpus = visible_gpus()
-    if gpus and ranks > len(gpus):
-        raise UserError(
-            f"{config_file.stem} starts {ranks} ranks on a node, and {len(gpus)} GPUs are visible "
-            f"here ({', '.join(gpus)}): choose another --launcher, or copy {config_file} with "
-            f"num_processes: {len(gpus)}"
-        )
-
-
-def default_launcher() -> str:
-    """`a100x8` or `gpu1` by the number of NVIDIA devices.
-
-    Raises:
-        UserError: there is none. Training on the CPU must be asked for.
-    """
-    devices = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
-    if not devices:
-        raise UserError("no GPU here: pass --launcher cpu2 to train on two CPU ranks")
-    return "a100x8" if len(devices) >= 8 else "gpu1"
 
 
 @dataclass(frozen=True)
@@ -144,8 +102,9 @@ def main(argv: Sequence[str]) -> int:
     if any(argument in ("-h", "--help") for argument in rest):
         print(_launch_flags().format_help())
         print("and the flags of the run:\n")
-    make_plan(parse(rest))
+    plan = make_plan(parse(rest))
     nodes = Nodes(chosen.nodes, chosen.node_rank, chosen.head)
+    with_batch_for(plan.config, world_size(chosen.launcher, nodes))
     status = _run(launch_command(chosen.launcher, "train.py", rest, nodes=nodes))
     return status if status in (0, STOPPED) else 1
 
@@ -180,11 +139,14 @@ def launch_command(
         nodes: more than one replace the config's number of machines.
 
     Raises:
-        UserError: no such config, or no GPU and no launcher asked for.
+        UserError: no such config, no GPU and no launcher asked for, or a config that cannot run
+            here.
     """
     config_file = launcher_config(launcher or default_launcher())
     a_node = ranks_a_node(config_file)
     check_gpus(config_file, ranks or a_node)
+    settings_file = deepspeed_config(config_file)
+    check_precision(settings_file, deepspeed_settings(settings_file), gpus=bool(visible_gpus()))
     if nodes.count > 1:
         address, _, port = nodes.head.rpartition(":")
         where = [
@@ -194,49 +156,27 @@ def launch_command(
         ]
     else:
         # Several launches may stand on one machine; nodes must agree on a port instead.
-        where = ["--main_process_port", "0"] if one_machine(config_file) else []
+        where = ["--main_process_port", "0"] if machines(config_file) == 1 else []
         where += ["--num_processes", str(ranks)] if ranks else []
     return [
         *(sys.executable, "-m", "accelerate.commands.launch"),
         *("--config_file", str(config_file)),
-        *("--deepspeed_config_file", str(deepspeed_config(config_file))),
+        *("--deepspeed_config_file", str(settings_file)),
         *where,
         str(ROOT / "mvl_dist" / script),
         *arguments,
     ]
 
 
-def deepspeed_config(config_file: Path) -> Path:
-    """Absolute path of the DeepSpeed config that an accelerate config names.
-
-    The files name it relative to the project, whatever folder the user stands in.
+def world_size(launcher: str, nodes: Nodes = ONE_NODE) -> int:
+    """Ranks of a run over all nodes.
 
     Raises:
-        UserError: the config names none, or one that does not exist.
+        UserError: no such config, or no GPU and no launcher asked for.
     """
-    try:
-        settings = yaml.safe_load(config_file.read_text())
-        name = settings["deepspeed_config"]["deepspeed_config_file"]
-    except (KeyError, TypeError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{config_file}: names no deepspeed_config.deepspeed_config_file; start from "
-            f"{CONFIGS / 'cpu2.yaml'}"
-        ) from error
-    for path in (Path(name), ROOT / name):
-        if path.is_file():
-            return path.resolve()
-    raise UserError(f"{config_file}: its DeepSpeed config {name} does not exist")
-
-
-def ranks_a_node(config_file: Path) -> int:
-    """Ranks that an accelerate config starts on each node."""
-    settings = yaml.safe_load(config_file.read_text())
-    return int(settings["num_processes"]) // int(settings.get("num_machines", 1))
-
-
-def one_machine(config_file: Path) -> bool:
-    """Whether an accelerate config is for a single node."""
-    return int(yaml.safe_load(config_file.read_text()).get("num_machines", 1)) == 1
+    config_file = launcher_config(launcher or default_launcher())
+    count = nodes.count if nodes.count > 1 else machines(config_file)
+    return count * ranks_a_node(config_file)
 
 
 def ranks_of(process: subprocess.Popen[Any]) -> list[Any]:

@@ -126,35 +126,17 @@ def test_training_on_the_cpu_must_be_asked_for(phantom_store: Path) -> None:
     assert done.stderr == "error: no GPU here: pass --launcher cpu2 to train on two CPU ranks\n"
 
 
-def test_more_ranks_than_gpus_are_refused_before_anything_is_launched(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,5")
-    with pytest.raises(UserError, match="a100x8 starts 8 ranks on a node, and 3 GPUs are visible"):
-        launch.launch_command("a100x8", "train.py", [])
-    assert "--num_processes" in launch.launch_command("a100x8", "train.py", [], ranks=3)
-
-
 def test_nodes_agree_on_the_first_ones_address_and_count_their_ranks() -> None:
     nodes = launch.Nodes(4, 2, "n1:29500")
-    command = " ".join(launch.launch_command("a100x8", "train.py", [], nodes=nodes))
+    command = " ".join(launch.launch_command("cpu2", "train.py", [], nodes=nodes))
     for words in (
         "--num_machines 4 --machine_rank 2",
         "--main_process_ip n1 --main_process_port 29500",
-        "--num_processes 32",
+        "--num_processes 8",
     ):
         assert words in command
     with pytest.raises(UserError, match="--head ADDRESS:PORT of the first node is needed"):
         launch.main(["--nodes", "2"])
-
-
-def test_launchers_are_found_by_name_and_name_their_deepspeed_config() -> None:
-    for path in sorted((REPO / "accelerate_configs").glob("*.yaml")):
-        config = launch.launcher_config(path.stem)
-        assert config == path
-        assert launch.deepspeed_config(config).is_file()
-    with pytest.raises(UserError, match="names no deepspeed_config"):
-        launch.deepspeed_config(REPO / "constraints.txt")
 
 
 def test_start_up_is_quick() -> None:

@@ -15,7 +15,8 @@ from typing import Any
 import tyro
 
 from mvl_dist.errors import UserError
-from mvl_dist.launch import STOPPED, launch
+from mvl_dist.launch import STOPPED, launch, world_size
+from mvl_dist.plan import with_batch_for
 from mvl_dist.study.grid import StudyRun
 from mvl_dist.study.pack import Pack, pack
 from mvl_dist.study.plan import Plan, plan
@@ -162,6 +163,9 @@ def _next(options: Next) -> int:
 
 def _run(options: Run) -> int:
     study = load(options)
+    ranks = world_size(options.launcher)
+    for run in study.runs:
+        with_batch_for(run.config, ranks)  # refused here, not after hours of other runs
     if options.smoke:
         _make_stand_ins(options.output / "smoke", tasks_of(study.runs))
     deaths: Counter[str] = Counter()

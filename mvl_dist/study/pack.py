@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from mvl_dist.errors import UserError
-from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher, visible_gpus
+from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher
+from mvl_dist.launcher import visible_gpus
 from mvl_dist.placement import Job, grouped, in_order
 from mvl_dist.study.grid import StudyRun
 from mvl_dist.study.lease import holder, lease
