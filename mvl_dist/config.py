@@ -138,6 +138,12 @@ class RunConfig:
     """MLflow experiment."""
     resume: bool = True
     """Continue from the last checkpoint of the same run where there is one."""
+    resume_from: Path | None = None
+    """Folder of another run whose last checkpoint this one begins with, to train it longer or at
+    another learning rate; counts in the run's identity."""
+    beside: bool = False
+    """Begin this run although one of its task, model and fold with other settings is unfinished;
+    without it such a start is refused, for a changed flag would begin from nothing."""
     keep_checkpoints: int = 2
     """Checkpoints kept for resuming, the newest ones; the best model is kept beside them."""
 
@@ -247,6 +253,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _as(value: Any, kind: Any) -> Any:
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(one for one in get_args(kind) if _fits(value, one))
     if isinstance(value, list):
         return tuple(value)
     return kind(value) if kind in (float, Path) else value
@@ -395,8 +403,11 @@ def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
     plain = described(config, reads)
     decides = {key: plain[key] for key in ("data", "model", "optim")}
     del decides["data"]["store"], decides["data"]["workers"]
-    if not config.data.leave_out:  # newer than the first runs, which keep their names
+    # Newer than the first runs, which keep their names.
+    if not config.data.leave_out:
         del decides["data"]["leave_out"]
+    if config.resume_from:
+        decides["resume_from"] = config.resume_from.name
     return decides
 
 

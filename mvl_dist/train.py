@@ -19,6 +19,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 
 from mvl_dist import distributed
 from mvl_dist.config import RunConfig, parse, request_key
+from mvl_dist.continuing import differences, told, unfinished
 from mvl_dist.errors import UserError
 from mvl_dist.models import MODELS
 from mvl_dist.plan import make_plan, with_batch_for
@@ -29,11 +30,31 @@ from mvl_dist.training import train_and_test
 def main(argv: Sequence[str]) -> int:
     """Parse, plan, join the other ranks, train and test."""
     plan = make_plan(_parse(argv))
+    _refuse_forgotten(plan.config)
     accelerator = distributed.start()
     with_batch_for(plan.config, accelerator.num_processes)  # refused before anything is written
     with _held(plan.config):
         train_and_test(plan, accelerator)
     return 0
+
+
+def _refuse_forgotten(config: RunConfig) -> None:
+    """Stop where a setting was changed of a run that is unfinished and that nobody trains.
+
+    Raises:
+        UserError: says what differs, and the flags for either wish.
+    """
+    reads = MODELS[config.model.name].reads
+    if distributed.env_rank() != 0 or config.beside or config.resume_from:
+        return
+    for folder, other in unfinished(config, reads):
+        if holder(config.output, request_key(other, reads)):
+            continue
+        raise UserError(
+            f"{folder} is unfinished and differs in {told(differences(other, config, reads))}: go "
+            f"on with it by --config {folder / 'config.yaml'}, with the new settings by "
+            f"--resume-from {folder}, or begin this run by --beside True"
+        )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvl_dist import distributed
 from mvl_dist.config import described, identity, request_key
+from mvl_dist.continuing import take_up
 from mvl_dist.errors import UserError
 from mvl_dist.models import MODELS
 from mvl_dist.plan import Plan, with_batch_for
@@ -89,6 +90,10 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     if accelerator.is_main_process:
         _make_folder(folder, keep=config.resume)
         about = {"data_checksum": plan.manifest.checksum, "donor_checksum": donor_checksum}
+        if config.resume_from:
+            step = take_up(config.resume_from, folder, config, reads)
+            if step:
+                distributed.say(f"goes on from step {step} of {config.resume_from}")
         runs.write_description(folder, plan, about)
         tracker = Tracker(folder, default_uri(config.output), config.experiment, folder.name)
     engine = prepare_engine(accelerator, model, config.optim)
@@ -160,6 +165,7 @@ def _describe(
             "fraction": split.fraction,
             "identity": folder.name.rsplit("-", 1)[-1],
             "data_checksum": plan.manifest.checksum,
+            "resumed_from": str(config.resume_from or ""),
             **running,
             "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
             **git_state(),

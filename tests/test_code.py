@@ -26,7 +26,7 @@ LAYERS = [
     },
     {"store"},
     {"models"},
-    {"plan", "tracking", "distributed", "augment", "data"},
+    {"plan", "tracking", "distributed", "augment", "data", "continuing"},
     {"watchdog", "reshard"},
     {"checkpoint", "evaluation"},
     {"engine", "figures", "runs"},

@@ -14,7 +14,17 @@ import zarr
 
 from mvl_dist.splits import Split, make_split
 from mvl_dist.store import read_manifest
-from tests.system.launching import REPO, TRACES, command, curve, environment, launch, wait_for
+from tests.system.launching import (
+    REPO,
+    TRACES,
+    command,
+    curve,
+    curve_of,
+    environment,
+    launch,
+    run_folder,
+    wait_for,
+)
 
 pytestmark = pytest.mark.tworank
 TASK = "Task91_PhantomTumour"
@@ -121,3 +131,29 @@ def test_a_run_that_is_being_trained_is_not_trained_twice(
     for rank in ranks(process):
         rank.kill()
     process.communicate(timeout=60)
+
+
+def test_a_setting_changed_of_an_unfinished_run_is_refused_and_can_be_forced(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    output = ["--output", str(tmp_path / "runs")]
+    short = launch([*arguments, *output, "--epochs", "2"], ranks=1)
+    assert short.code == 0, short.errors
+    folder = run_folder(tmp_path / "runs")
+    last = folder / "checkpoints" / "last.json"
+    last.write_text(last.read_text().replace('"finished": true', '"finished": false'))
+
+    refused = launch([*arguments, *output, "--epochs", "4"], ranks=1).one_line()
+    assert f"{folder} is unfinished and differs in optim.epochs 2 -> 4" in refused
+
+    forced = [*arguments, "--epochs", "4", "--resume-from", str(folder)]
+    longer = launch([*forced, "--output", str(tmp_path / "longer")], ranks=1)
+    assert longer.code == 0, longer.errors
+    assert f"goes on from step {max(curve_of(folder))} of {folder}" in longer.output
+    whole = launch([*arguments, "--epochs", "4", "--output", str(tmp_path / "whole")], ranks=1)
+    assert whole.code == 0, whole.errors
+    rest = {
+        step: v for step, v in curve(tmp_path / "whole").items() if step > max(curve_of(folder))
+    }
+    assert rest
+    assert curve(tmp_path / "longer") == rest
