@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+GIB = 2**30
+# Left to the CUDA context, NCCL and what an allocator fragments.
+RESERVED_GIB = 4.0
 # float32 master weight and Adam's two moments; DeepSpeed keeps the master in float32 runs too.
 OPTIMIZER_BYTES = 12
 # DeepSpeed's defaults where its config names none.
@@ -104,6 +107,11 @@ def rank_memory(
         weights = 0
     activations = samples * layers.activation_bytes
     return RankMemory(weights, gradients, optimizer, buckets, gathered, activations, host)
+
+
+def fits_into(need: RankMemory, gpu_gib: float) -> bool:
+    """Whether a rank has room on a GPU of so many GiB."""
+    return need.gpu / GIB + RESERVED_GIB <= gpu_gib
 
 
 def starting_host_bytes(layers: Layers, ranks_a_node: int) -> int:

@@ -15,13 +15,17 @@ import tyro
 
 from mvl_dist.config import ModelConfig, Shape3D
 from mvl_dist.errors import UserError
-from mvl_dist.memory import Layers, RankMemory, rank_memory, starting_host_bytes
+from mvl_dist.memory import (
+    GIB,
+    RESERVED_GIB,
+    RankMemory,
+    fits_into,
+    rank_memory,
+    starting_host_bytes,
+)
 from mvl_dist.models import check_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "deepspeed_configs"
-GIB = 2**30
-# Left to the CUDA context, NCCL and what an allocator fragments.
-RESERVED_GIB = 4.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     files = arguments.configs or tuple(sorted(CONFIGS.glob("zero[0-9].json"))) + tuple(
         sorted(CONFIGS.glob("zero3-*.json"))
     )
+    from mvl_dist.models.layers import layers_of  # imports torch
+
     layers = layers_of(arguments.model, arguments.grid)
     print(
         f"{arguments.model.name}: {sum(layers.trainable):,} trainable, {sum(layers.frozen):,} "
@@ -72,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         for gpus in arguments.gpus:
             batch = max(arguments.batch_size, gpus)
             need = rank_memory(layers, settings, gpus, batch)
-            good = need.gpu / GIB + RESERVED_GIB <= arguments.gpu_gib
+            good = fits_into(need, arguments.gpu_gib)
             fits |= good
             print(_row(file.stem, gpus, need) + ("" if good else "   too much"))
     start = starting_host_bytes(layers, min(max(arguments.gpus), arguments.gpus_a_node)) / GIB
@@ -81,30 +87,6 @@ def main(argv: Sequence[str]) -> int:
         f"and the allocator; a node that starts the run needs up to {start:.0f} GiB of its own"
     )
     return int(not fits)
-
-
-def layers_of(config: ModelConfig, grid: Shape3D) -> Layers:
-    """Count a network without building its weights.
-
-    Raises:
-        UserError: the model cannot be built from these arguments.
-    """
-    import torch
-
-    from mvl_dist.models.empty import build_empty
-    from mvl_dist.models.measure import peak_activation_bytes
-
-    model = build_empty(config, 1, 1, grid)
-    parameters = list(model.parameters())
-    largest = max(
-        sum(p.numel() for p in module.parameters(recurse=False)) for module in model.modules()
-    )
-    return Layers(
-        trainable=tuple(p.numel() for p in parameters if p.requires_grad),
-        frozen=tuple(p.numel() for p in parameters if not p.requires_grad),
-        largest_layer=largest,
-        activation_bytes=peak_activation_bytes(model, 1, grid, torch.bfloat16),
-    )
 
 
 def _settings(file: Path) -> dict[str, object]:

@@ -19,8 +19,15 @@ from types import FrameType
 
 from mvl_dist.errors import UserError
 from mvl_dist.launch import STOPPED, launch_command, send_to_ranks, start_launcher
-from mvl_dist.launcher import visible_gpus
+from mvl_dist.launcher import (
+    deepspeed_config,
+    deepspeed_settings,
+    default_launcher,
+    launcher_config,
+    visible_gpus,
+)
 from mvl_dist.placement import Job, grouped, in_order
+from mvl_dist.study.fit import least_gpus, memory_of_gpus_gib
 from mvl_dist.study.grid import StudyRun
 from mvl_dist.study.lease import holder, lease
 from mvl_dist.study.plan import cost_model, job_of, labelled_cases
@@ -52,6 +59,8 @@ class Pack(Selection):
     (default by the GPUs here)."""
     slots: int = 0
     """Runs at once: 0 takes the GPUs here. Without GPUs: say how many CPU launches."""
+    gpu_gib: float = 0.0
+    """GiB of a GPU: runs that need more get several GPUs (default: as nvidia-smi says)."""
     nodes: int = 1
     """Machines that pack this study together; the sizes of groups depend on it."""
 
@@ -102,7 +111,11 @@ class Packer:
         # Only the order counts here, so any speed does where nothing was measured.
         model, _, _ = cost_model(self.study, found_states(self.study, options), 1.0)
         cases = labelled_cases(self.study.runs)
-        self.jobs = {run.key: job_of(run, model, cases) for run in self.study.runs}
+        least = self._least_gpus()
+        self.jobs = {
+            run.key: job_of(run, model, cases, least_gpus=least.get(run.key, 1))
+            for run in self.study.runs
+        }
         self.free = list(range(slots))
         self.running: list[Launched] = []
         self.attempts: Counter[str] = Counter()
@@ -111,6 +124,17 @@ class Packer:
         self.stopping = 0
         self.broken = ""
         self.unanswered = False
+
+    def _least_gpus(self) -> dict[str, int]:
+        """GPUs that each run needs for its memory; nothing on the CPU, whose memory is common."""
+        gpu_gib = self.options.gpu_gib or memory_of_gpus_gib()
+        if not self.gpus:
+            return {}
+        if not gpu_gib:
+            raise UserError("how much memory a GPU has cannot be asked: no nvidia-smi; --gpu-gib N")
+        launcher = launcher_config(self.options.launcher or default_launcher())
+        settings = deepspeed_settings(deepspeed_config(launcher))
+        return {run.key: least_gpus(run, settings, gpu_gib, self.slots) for run in self.study.runs}
 
     def work(self) -> int:
         """Start, watch and restart launches until nothing is open."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvl_dist.errors import UserError
+from mvl_dist.launcher import deepspeed_config, deepspeed_settings, launcher_config
 from mvl_dist.placement import GROUP_EFFICIENCY, Job, best_schedule
 from mvl_dist.store import read_manifest
 from mvl_dist.study.cost import CostModel, Measured, shape_of
+from mvl_dist.study.fit import least_gpus
 from mvl_dist.study.grid import Study, StudyRun
 from mvl_dist.study.selection import Selection, found_states, load
 from mvl_dist.study.status import Found, is_open
@@ -31,6 +33,10 @@ class Plan(Selection):
     """Place the runs on so many nodes: a table of makespans, and a picture."""
     gpus_per_node: int = 8
     """GPUs of a node."""
+    gpu_gib: float = 80.0
+    """Memory of a GPU in GiB: with --nodes, runs that need more get several GPUs."""
+    launcher: str = "a100x8"
+    """With --nodes: the accelerate config, whose ZeRO stage decides what fits."""
     start_seconds: float = 30.0
     """With --nodes: from a run's launch to its first step (an assumption)."""
     picture: Path = Path("study-plan.png")
@@ -55,8 +61,16 @@ def plan(options: Plan) -> int:
     print(_basis(model, measured, device, options.assumed_tflops))
     if options.nodes and still_open:
         labels = {run.key: run.label for run in still_open}
+        settings = deepspeed_settings(deepspeed_config(launcher_config(options.launcher)))
+        least = {
+            run.key: least_gpus(run, settings, options.gpu_gib, options.gpus_per_node)
+            for run in still_open
+        }
         _print_schedules(
-            [job_of(run, model, cases, options.start_seconds) for run in still_open],
+            [
+                job_of(run, model, cases, options.start_seconds, least[run.key])
+                for run in still_open
+            ],
             labels,
             options,
         )
@@ -87,15 +101,22 @@ def _print_costs(
 
 
 def job_of(
-    run: StudyRun, model: CostModel, cases: Mapping[str, int], start_seconds: float = 0.0
+    run: StudyRun,
+    model: CostModel,
+    cases: Mapping[str, int],
+    start_seconds: float = 0.0,
+    least_gpus: int = 1,
 ) -> Job:
     """A run as a job to be placed, by its key.
 
     It may be spread over as many GPUs as its batch can be shared among evenly.
+
+    Args:
+        least_gpus: below these it does not fit into memory (`fit.least_gpus`).
     """
     batch = run.config.optim.batch_size
     seconds = model.estimate(run.config, cases).device_seconds
-    return Job(run.key, seconds, start_seconds, most_gpus=batch & -batch)
+    return Job(run.key, seconds, start_seconds, least_gpus=least_gpus, most_gpus=batch & -batch)
 
 
 def cost_model(

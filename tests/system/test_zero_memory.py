@@ -9,7 +9,7 @@ import pytest
 
 from mvl_dist.memory import rank_memory
 from mvl_dist.models.donors.extract import extract
-from mvl_dist.plan_memory import layers_of
+from mvl_dist.models.layers import layers_of
 from tests.system.launching import REPO, deepspeed_config, environment
 from tests.system.memory_ranks import GRID, model_config
 
