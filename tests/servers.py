@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.debian import require
+
 
 def free_port() -> int:
     """A port that nobody listens on."""
@@ -85,11 +87,13 @@ def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL database for the duration of a `with` block; yields its SQLAlchemy address.
 
     Raises:
-        FileNotFoundError: PostgreSQL is not installed.
+        NotInstalledError: PostgreSQL is missing and cannot be installed here.
     """
+    if postgres_program("initdb") is None:
+        require(["initdb"], ["postgresql"])
     initdb, program = postgres_program("initdb"), postgres_program("postgres")
-    if initdb is None or program is None:
-        raise FileNotFoundError("no PostgreSQL: apt-get install postgresql")
+    assert initdb
+    assert program
     data, port = folder / "postgres", free_port()
     data.mkdir(parents=True)
     as_user = {}

@@ -11,6 +11,7 @@ from mvl_dist.errors import UserError
 from mvl_dist.journal import JOURNAL
 from mvl_dist.sync import main as sync_command
 from mvl_dist.tracking import Tracker, default_uri, search_runs, sync
+from tests.debian import NotInstalledError
 from tests.servers import MLflowServer, mlflow_server, postgres
 
 
@@ -164,7 +165,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ML
     try:
         with postgres(tmp_path / "pg") as database, mlflow_server(tmp_path, database) as running:
             yield running
-    except FileNotFoundError as reason:
+    except NotInstalledError as reason:
         pytest.skip(str(reason))
 
 

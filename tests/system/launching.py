@@ -40,8 +40,8 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def deepspeed_config(folder: Path, stage: int) -> Path:
-    """zeroN.json of the project in float32, for CPU ranks."""
+def deepspeed_config(folder: Path, stage: int | str) -> Path:
+    """zeroN.json of the project (`3-offload`: zero3-offload.json) in float32, for CPU ranks."""
     settings = json.loads((REPO / "deepspeed_configs" / f"zero{stage}.json").read_text())
     settings["bf16"] = {"enabled": False}
     path = folder / f"zero{stage}-float32.json"

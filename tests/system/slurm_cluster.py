@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.debian import NotInstalledError, require
 from tests.servers import free_port
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -65,31 +65,6 @@ PartitionName=service Nodes=service MaxTime=INFINITE
 """
 
 
-class NoSlurmError(Exception):
-    """Slurm is not installed and cannot be."""
-
-
-def install() -> None:
-    """Debian's packages, if they are missing.
-
-    Raises:
-        NoSlurmError: they are, and this user or machine cannot install them.
-    """
-    if all(map(shutil.which, PROGRAMS)):
-        return
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise NoSlurmError(f"not installed: apt-get install {' '.join(PACKAGES)}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", *PACKAGES]
-    for before in (None, ["apt-get", "update"]):
-        if before:
-            subprocess.run(before, env=environment, capture_output=True, check=False)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode == 0:
-            return
-    raise NoSlurmError(f"'{' '.join(command)}' failed: {done.stderr.strip().splitlines()[-1:]}")
-
-
 class Cluster:
     """The running daemons of one cluster."""
 
@@ -101,7 +76,7 @@ class Cluster:
     def start(self) -> None:
         """Start everything and wait until both nodes are idle."""
         if os.geteuid() != 0:
-            raise NoSlurmError("the daemons of this cluster want root")
+            raise NotInstalledError("the daemons of this cluster want root")
         folder, host = self.folder, socket.gethostname()
         for name in ("ctld", *NODES):
             (folder / name).mkdir(parents=True)
@@ -192,9 +167,9 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster for the duration of a `with` block.
 
     Raises:
-        NoSlurmError: it cannot be installed or started here.
+        NotInstalledError: it cannot be installed or started here.
     """
-    install()
+    require(PROGRAMS, PACKAGES)
     running = Cluster(folder)
     try:
         running.start()

@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
 from mvl_dist.store import read_manifest
 from mvl_dist.study.lease import holder
+from tests.debian import NotInstalledError
 from tests.servers import free_port
 from tests.system.launching import REPO, curve, curve_of, environment, launch, tags
-from tests.system.slurm_cluster import Cluster, NoSlurmError, cluster
+from tests.system.slurm_cluster import Cluster, cluster
 
 pytestmark = pytest.mark.slurm
 TASK = "Task93_PhantomLesion"
@@ -30,7 +31,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         with cluster(tmp_path_factory.mktemp("slurm") / "cluster") as running:
             yield running
-    except NoSlurmError as reason:
+    except NotInstalledError as reason:
         pytest.skip(f"no Slurm: {reason}")
 
 
