@@ -14,7 +14,7 @@ LAYERS = [
     {"files"},
     {"journal"},
     {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"},
-    {"store"},
+    {"store", "statistics", "native_grid"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data"},
     {"watchdog", "reshard"},
