@@ -88,6 +88,11 @@ class Summary:
     n: int
 
 
+def metric_name(region: str) -> str:
+    """A region's name in the letters that MLflow allows in a metric's name."""
+    return "".join(char if char.isalnum() or char in "_-. /" else "_" for char in region)
+
+
 def case_metrics(
     prediction: Mask,
     reference: Mask,
