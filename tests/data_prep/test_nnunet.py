@@ -470,8 +470,8 @@ def test_from_scans_to_a_run_beside_ours(
     assert "organ" in capsys.readouterr().out
     (run,) = (tmp_path / "runs" / NAME).glob("nnunetv2-fold0-*")
     lines = (run / "test_cases.csv").read_text().splitlines()
-    assert lines[0].split(",")[:3] == ["task", "case", "region"]
-    assert len(lines) == 1 + 2 * len(given.export.test)
+    assert lines[0].split(",")[:3] == ["task", "model", "fold"]
+    assert len(lines) == 1 + 3 * len(given.export.test)  # organ, lesion, and both as foreground
 
     from mlflow import MlflowClient
 
