@@ -158,10 +158,12 @@ def score_answer(
     tolerance_mm: float,
 ) -> dict[str, dict[str, float]]:
     """Both sets of metrics of each region by its name, on this rank's share of the cores."""
-    native = pairs_to_score(regions, answer.native, answer.native_label)
-    grid = pairs_to_score(regions, answer.grid, answer.grid_label)
+    # A union of all labels, or the only label, is the foreground by another name.
+    distinct = {(region.outputs, region.labels): region for region in regions}.values()
+    native = pairs_to_score(distinct, answer.native, answer.native_label)
+    grid = pairs_to_score(distinct, answer.grid, answer.grid_label)
     threads = threads_of_rank()
-    inner = max(1, threads // (2 * len(regions)))
+    inner = max(1, threads // (2 * len(native)))
     with ThreadPoolExecutor(threads) as pool:
         in_mm = {
             name: pool.submit(case_metrics, *pair, spacing_mm, tolerance_mm, inner)
@@ -171,11 +173,12 @@ def score_answer(
             name: pool.submit(case_metrics, *pair, (1.0, 1.0, 1.0), 1.0, inner)
             for name, pair in grid.items()
         }
-    return {
-        name: in_mm[name].result()
-        | {ours: in_voxels[name].result()[key] for ours, key in GRID_METRICS.items()}
-        for name in native
+    scored = {
+        (region.outputs, region.labels): in_mm[region.name].result()
+        | {ours: in_voxels[region.name].result()[key] for ours, key in GRID_METRICS.items()}
+        for region in distinct
     }
+    return {region.name: scored[region.outputs, region.labels] for region in regions}
 
 
 def threads_of_rank() -> int:

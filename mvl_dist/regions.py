@@ -10,7 +10,8 @@ A model marks some regions (`--target`); more can be scored from what it marks:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,7 +65,7 @@ def scored_regions(task: Task, target: str) -> tuple[ScoredRegion, ...]:
 
 
 def pairs_to_score(
-    regions: Sequence[ScoredRegion], predicted: Mask, reference: npt.NDArray[np.uint8]
+    regions: Iterable[ScoredRegion], predicted: Mask, reference: npt.NDArray[np.uint8]
 ) -> Mapping[str, tuple[Mask, Mask]]:
     """Predicted and reference mask of every region, by its name.
 
@@ -72,8 +73,14 @@ def pairs_to_score(
         predicted: (R, D, H, W), one mask for each region that the model marks.
         reference: (D, H, W) label values.
     """
-    pairs = {}
-    for region in regions:
-        union: Mask = np.any(predicted[list(region.outputs)], axis=0)
-        pairs[region.name] = (union, np.isin(reference, region.labels))
-    return pairs
+    return {
+        region.name: (
+            _union(predicted[index] for index in region.outputs),
+            _union(reference == value for value in region.labels),
+        )
+        for region in regions
+    }
+
+
+def _union(masks: Iterable[Mask]) -> Mask:
+    return functools.reduce(np.logical_or, masks)
