@@ -162,6 +162,25 @@ def _without_compiled_collectives() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+@contextlib.contextmanager
+def joined() -> Iterator[tuple[int, int]]:
+    """This process's rank and their number, joined by gloo where torchrun started several.
+
+    For work that shares objects, not gradients: no DeepSpeed, one GPU a rank.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not is_launched():
+        yield 0, 1
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo")
+    yield dist.get_rank(), dist.get_world_size()
+    dist.destroy_process_group()
+
+
 def gather_objects(items: Sequence[T]) -> list[T]:
     """Concatenate every rank's list, in rank order, on every rank."""
     import torch.distributed as dist

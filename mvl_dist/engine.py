@@ -22,6 +22,7 @@ from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader
 from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, share
 from mvl_dist.errors import UserError
 from mvl_dist.losses import region_dice, region_logits, training_loss
+from mvl_dist.metrics import metric_name
 from mvl_dist.plan import Plan
 from mvl_dist.store import read_manifest
 from mvl_dist.tracking import AnyTracker
@@ -313,8 +314,3 @@ class Trainer:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def metric_name(region: str) -> str:
-    """A region's name in the letters that MLflow allows in a metric's name."""
-    return "".join(char if char.isalnum() or char in "_-. /" else "_" for char in region)

@@ -1,139 +1,288 @@
-"""Test-set metrics in each case's own geometry: pure functions on a model and a store."""
+"""Metrics of cases in their own geometry, and beside them at the store's grid, as the paper's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from mvl_dist.data import load_image, region_masks
-from mvl_dist.losses import region_dice, region_logits
-from mvl_dist.metrics import Summary, case_metrics, summarise
+from mvl_dist.losses import region_logits
+from mvl_dist.metrics import CONVENTIONS, Summary, case_metrics, metric_name, summarise
+from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan
+from mvl_dist.postprocess import Gain, largest_component
+from mvl_dist.regions import ScoredRegion, pairs_to_score, scored_regions
 from mvl_dist.store import read_array
 
-METRICS = ("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity")
+METRICS = (
+    *("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity"),
+    *("predicted_ml", "reference_ml", "false_positive_ml"),
+)
+# Lengths in voxels of the store's grid, and NSD at one of them: what the published code scores by.
+GRID_METRICS = {
+    "dice_grid": "dice",
+    "jaccard_grid": "jaccard",
+    "nsd_grid": "nsd",
+    "hd95_grid_voxels": "hd95_mm",
+    "sensitivity_grid": "sensitivity",
+    "specificity_grid": "specificity",
+}
 Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A case with its masks at native geometry, (R, D0, H0, W0) each."""
+    """A case with the masks of what the model marks, at native geometry, (R, D0, H0, W0) each."""
 
     case: str
     predicted: Mask
     reference: Mask
 
 
-@torch.no_grad()
-def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> tuple[Prediction, torch.Tensor]:
-    """Predict one case and bring its logits back to the scan's own grid.
+@dataclass(frozen=True)
+class Answer:
+    """What a model marks in a case, and the labels to compare it with.
 
-    Logits are interpolated (trilinear) before the threshold, so that the mask is as smooth as the
-    scan's grid allows. The reference is the untouched label.
-
-    Returns:
-        The masks, and Dice at the store's grid (R,), the figure the paper reports.
+    Attributes:
+        native: (R, D0, H0, W0) masks at the scan's own grid; `native_label` is untouched.
+        grid: (R, D, H, W) masks at the store's grid.
     """
+
+    native: Mask
+    native_label: Labels
+    grid: Mask
+    grid_label: Labels
+
+
+@torch.no_grad()
+def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> Answer:
+    """Predict one case and bring its logits back to the scan's own grid before the threshold."""
     data, task = plan.config.data, plan.manifest.task.name
     weight = next(model.parameters())
     image = load_image(data.store, task, case, data.channels)
     logits = model(image[None].to(weight.device, weight.dtype)).float()
-    label = torch.from_numpy(read_array(data.store, task, case, "label"))
+    native_label = read_array(data.store, task, case, "label_native")
+    native = to_native(logits[0], native_label.shape)[None]
     activation = plan.config.model.activation
-    target = region_masks(label, plan.regions)[None].to(logits.device)
-    grid_dice = region_dice(region_logits(logits, activation), target)[0]
-    native = torch.from_numpy(read_array(data.store, task, case, "label_native"))
-    logits = F.interpolate(logits, size=native.shape, mode="trilinear", align_corners=False)
-    logits = region_logits(logits, activation)
-    return (
-        Prediction(
-            case,
-            (logits[0] > 0).cpu().numpy(),
-            region_masks(native, plan.regions).bool().numpy(),
-        ),
-        grid_dice.cpu(),
+    return Answer(
+        native=(region_logits(native, activation)[0] > 0).cpu().numpy(),
+        native_label=native_label,
+        grid=(region_logits(logits, activation)[0] > 0).cpu().numpy(),
+        grid_label=read_array(data.store, task, case, "label"),
     )
 
 
 def evaluate_cases(
-    model: torch.nn.Module, plan: Plan, cases: Iterable[str]
+    model: torch.nn.Module,
+    plan: Plan,
+    cases: Iterable[str],
+    *,
+    split: str = "test",
+    largest: Sequence[str] = (),
+    keep: int = 3,
 ) -> tuple[list[dict[str, Any]], list[Prediction]]:
-    """Metrics of each case and region, and the predictions they are of.
+    """Metrics of each case and scored region, and the first predictions for pictures.
 
-    A row holds `task`, `case`, `region`, the metrics of `mvl_dist.metrics.case_metrics` on the
-    native grid in millimetres, and `dice_grid`, Dice at the store's grid.
+    Args:
+        model: gives logits (1, C, D, H, W) of an image (1, C, D, H, W); an ensemble does too.
+        largest: regions that the model marks of which only the largest component is kept.
+        keep: how many cases' masks are returned; a large CT's take half a gigabyte.
+
+    Returns:
+        Rows that say what was scored (`task`, `model`, `fold`, `fraction`, `seed`, `split`, `case`,
+        `region`, `kind`), `METRICS` on the native grid in millimetres, and `GRID_METRICS`.
     """
     model.eval()
-    rows, predictions = [], []
-    task = plan.manifest.task
+    rows: list[dict[str, Any]] = []
+    kept: list[Prediction] = []
+    task, config = plan.manifest.task, plan.config
+    regions = scored_regions(task, config.data.target)
+    about = {
+        "task": task.name,
+        "model": config.model.name,
+        "fold": config.data.fold,
+        "fraction": config.data.fraction,
+        "seed": config.optim.seed,
+        "split": split,
+    }
+    cleaned = [index for index, region in enumerate(plan.regions) if region.name in largest]
     for case in cases:
-        prediction, grid_dice = predict_case(model, plan, case)
+        answer = predict_case(model, plan, case)
+        for masks in (answer.native, answer.grid):
+            for index in cleaned:
+                masks[index] = largest_component(masks[index])
         spacing_mm = plan.manifest.cases[case].spacing_mm
-        for index, region in enumerate(plan.regions):
-            values = case_metrics(
-                prediction.predicted[index],
-                prediction.reference[index],
-                spacing_mm,
-                task.tolerance_mm,
-            )
-            rows.append(
-                {
-                    "task": task.name,
-                    "case": case,
-                    "region": region.name,
-                    **values,
-                    "dice_grid": float(grid_dice[index]),
-                }
-            )
-        predictions.append(prediction)
-    return rows, predictions
+        values = score_answer(answer, regions, spacing_mm, task.tolerance_mm)
+        for region in regions:
+            names = {"case": case, "region": region.name, "kind": region.kind}
+            rows.append({**about, **names, **values[region.name]})
+        if len(kept) < keep:
+            label = torch.from_numpy(answer.native_label)
+            reference = region_masks(label, plan.regions).bool().numpy()
+            kept.append(Prediction(case, answer.native, reference))
+    return rows, kept
 
 
-def summaries(
-    rows: Sequence[dict[str, Any]], regions: Sequence[str]
-) -> dict[str, dict[str, Summary]]:
-    """Mean, standard deviation and n of defined cases, for each region and metric."""
+def largest_component_gains(model: torch.nn.Module, plan: Plan, cases: Iterable[str]) -> list[Gain]:
+    """What keeping the largest component of each region that the model marks does to its Dice."""
+    model.eval()
+    gains = []
+    for case in cases:
+        answer = predict_case(model, plan, case)
+        for mask, region in zip(answer.native, plan.regions, strict=True):
+            reference = np.isin(answer.native_label, region.labels)
+            before, after = (_dice(m, reference) for m in (mask, largest_component(mask)))
+            gains.append(Gain(case, region.name, before, after))
+    return gains
+
+
+def _dice(prediction: Mask, reference: Mask) -> float:
+    both, total = (prediction & reference).sum(), prediction.sum() + reference.sum()
+    return float(2 * both / total) if total else 1.0
+
+
+def score_answer(
+    answer: Answer,
+    regions: Sequence[ScoredRegion],
+    spacing_mm: Sequence[float],
+    tolerance_mm: float,
+) -> dict[str, dict[str, float]]:
+    """Both sets of metrics of each region by its name, on this rank's share of the cores."""
+    # A union of all labels, or the only label, is the foreground by another name.
+    distinct = {(region.outputs, region.labels): region for region in regions}.values()
+    native = pairs_to_score(distinct, answer.native, answer.native_label)
+    grid = pairs_to_score(distinct, answer.grid, answer.grid_label)
+    threads = threads_of_rank()
+    inner = max(1, threads // (2 * len(native)))
+    with ThreadPoolExecutor(threads) as pool:
+        in_mm = {
+            name: pool.submit(case_metrics, *pair, spacing_mm, tolerance_mm, inner)
+            for name, pair in native.items()
+        }
+        in_voxels = {
+            name: pool.submit(case_metrics, *pair, (1.0, 1.0, 1.0), 1.0, inner)
+            for name, pair in grid.items()
+        }
+    scored = {
+        (region.outputs, region.labels): in_mm[region.name].result()
+        | {ours: in_voxels[region.name].result()[key] for ours, key in GRID_METRICS.items()}
+        for region in distinct
+    }
+    return {region.name: scored[region.outputs, region.labels] for region in regions}
+
+
+def threads_of_rank() -> int:
+    """Cores that this process may use, shared among the ranks of its machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def share_by_size(
+    items: Sequence[T], sizes: Mapping[T, int], rank: int, world_size: int
+) -> list[T]:
+    """This rank's part of a list, so that the sums of sizes differ little; in the list's order.
+
+    The largest first, each to the rank with least so far (ties to the lower rank), as every rank
+    finds alike. Cases of one task differ in size by a factor of ten.
+    """
+    loads = [0] * world_size
+    mine = set()
+    for item in sorted(items, key=lambda item: -sizes[item]):
+        least = loads.index(min(loads))
+        loads[least] += sizes[item]
+        if least == rank:
+            mine.add(item)
+    return [item for item in items if item in mine]
+
+
+def native_sizes(plan: Plan) -> dict[str, int]:
+    """Voxels of each case's own grid: what its evaluation takes time by."""
     return {
-        region: summarise(
-            [
-                {k: row[k] for k in (*METRICS, "dice_grid")}
-                for row in rows
-                if row["region"] == region
-            ]
-        )
-        for region in regions
+        name: int(np.prod(case.native_shape, dtype=np.int64))
+        for name, case in plan.manifest.cases.items()
     }
 
 
-def table(summary: dict[str, dict[str, Summary]], tolerance_mm: float) -> str:
-    """The short table that a training ends with: Dice, NSD, HD95 a region, with n."""
+def summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Summary]]:
+    """Mean, standard deviation and n of defined cases, for each region and metric of the rows."""
+    by_region: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        values = {key: row[key] for key in (*METRICS, *GRID_METRICS) if key in row}
+        by_region.setdefault(str(row["region"]), []).append(values)
+    return {region: summarise(values) for region, values in by_region.items()}
 
-    def cell(value: Summary) -> str:
-        if value.n == 0:
-            return "undefined"
-        spread = f"±{value.std:6.3f}" if value.n > 1 else " " * 7
-        return f"{value.mean:7.3f} {spread}  n={value.n:<4d}"
 
-    width = max(len("region"), *(len(region) for region in summary))
-    heads = ("Dice", f"NSD at {tolerance_mm:g} mm", "HD95 (mm)")
-    lines = ["  ".join([f"{'region':{width}}", *(f"{head:24}" for head in heads)]).rstrip()]
-    for region, values in summary.items():
-        cells = (f"{cell(values[key]):24}" for key in ("dice", "nsd", "hd95_mm"))
-        lines.append("  ".join([f"{region:{width}}", *cells]).rstrip())
-    lines.append(
-        "native grid, per case; both masks empty: 1, 1, 0 mm; one empty: 0, 0, the image's diagonal"
+def tracked(summary: Mapping[str, Mapping[str, Summary]], prefix: str) -> dict[str, float]:
+    """A summary as MLflow's metrics: the mean and n of each metric and region."""
+    values: dict[str, float] = {}
+    for region, metrics in summary.items():
+        for key, value in metrics.items():
+            values[f"{prefix}_{key}/{metric_name(region)}"] = value.mean
+            values[f"{prefix}_n_{key}/{metric_name(region)}"] = value.n
+    return values
+
+
+def table(summary: Mapping[str, Mapping[str, Summary]], tolerance_mm: float) -> str:
+    """What a training ends with: metrics in mm, and at the resampled grid as the paper has them."""
+    lines = _columns(
+        summary,
+        {
+            "dice": "Dice",
+            "nsd": f"NSD at {tolerance_mm:g} mm",
+            "hd95_mm": "HD95 (mm)",
+            "hd100_mm": "HD100 (mm)",
+            "false_positive_ml": "false positive (ml)",
+        },
     )
-    return "\n".join(lines)
+    lines.append("per case on the scan's own grid, against its untouched label")
+    grid = {
+        "dice_grid": "Dice",
+        "nsd_grid": "NSD at 1 voxel",
+        "hd95_grid_voxels": "HD95 (voxels)",
+        "sensitivity_grid": "sensitivity",
+        "specificity_grid": "specificity",
+    }
+    shown = {
+        key: head
+        for key, head in grid.items()
+        if all(key in values and values[key].n for values in summary.values())
+    }
+    if shown:
+        lines += ["", *_columns(summary, shown)]
+        lines.append("the same cases on the resampled grid, as in the paper")
+    return "\n".join([*lines, "", *CONVENTIONS])
 
 
-def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def _columns(summary: Mapping[str, Mapping[str, Summary]], columns: Mapping[str, str]) -> list[str]:
+    width = max(len("region"), *(len(region) for region in summary))
+    heads = "".join(f"{head:22}" for head in columns.values())
+    lines = [f"{'region':{width}}     n  {heads}".rstrip()]
+    for region, values in summary.items():
+        n = max(values[key].n for key in columns)
+        cells = "".join(f"{_cell(values[key], n):22}" for key in columns)
+        lines.append(f"{region:{width}}  {n:4d}  {cells}".rstrip())
+    return lines
+
+
+def _cell(value: Summary, n: int) -> str:
+    """Mean and deviation, and its own n where fewer cases define it than the row says."""
+    if value.n == 0:
+        return "undefined"
+    spread = f" ±{value.std:6.3f}" if value.n > 1 else ""
+    fewer = f" n={value.n}" if value.n < n else ""
+    return f"{value.mean:7.3f}{spread}{fewer}"
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Per-case rows as CSV, in one step."""
     import csv
     import io

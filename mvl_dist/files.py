@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ def full_disk_is_a_user_error(where: Path) -> Iterator[None]:
                 "make room (or choose another folder) and run the same command again"
             ) from error
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ OUTPUT/TASK/MODEL-foldF-IDENTITY/
   checkpoints/                            for resuming
   best.safetensors                        the model with the best validation Dice
   test_cases.csv  test_overlay.png        how it did
+  validation_cases.csv  postprocessing.json        what `mvl evaluate` adds
 """
 
 from __future__ import annotations
@@ -115,16 +116,25 @@ def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.n
     return plan, model.to(dtype).eval()
 
 
-def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Module]:
+def about_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """What a run's folder says of it: its config, and the checksums of its data and donor.
+
+    Raises:
+        UserError: not a run's folder.
+    """
     try:
         plain = yaml.safe_load((folder / CONFIG).read_text())
-        about = json.loads((folder / ABOUT).read_text())
+        about = dict(json.loads((folder / ABOUT).read_text()))
     except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
         raise UserError(
             f"{folder}: not a run's folder ({CONFIG} or {ABOUT} missing or damaged); a training "
             "prints its folder when it ends"
         ) from error
-    config = from_plain(plain, RunConfig(), str(folder / CONFIG))
+    return from_plain(plain, RunConfig(), str(folder / CONFIG)), about
+
+
+def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Module]:
+    config, about = about_run(folder)
     if store is not None:
         config = replace(config, data=replace(config.data, store=store))
     plan = make_plan(config)

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -114,8 +114,22 @@ def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file
     """Log a table as MLflow's `log_table` does, which would append to one that is there."""
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     client.log_dict(run_id, {"columns": list(columns), "data": rows}, file)
-    shown = json.dumps([{"path": file, "type": "table"}])
-    client.set_tag(run_id, "mlflow.loggedArtifacts", shown)
+    tags = client.get_run(run_id).data.tags
+    shown = json.loads(tags.get("mlflow.loggedArtifacts", "[]"))
+    if not any(table["path"] == file for table in shown):
+        shown.append({"path": file, "type": "table"})
+    client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(shown))
+
+
+def table_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Rows as columns; NaN, which JSON lacks, becomes None."""
+    return {
+        key: [
+            None if isinstance(row[key], float) and math.isnan(row[key]) else row[key]
+            for row in rows
+        ]
+        for key in rows[0]
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -236,14 +250,7 @@ class Tracker:
 
     def table(self, rows: list[dict[str, Any]], file: str) -> None:
         """Attach rows as a table that MLflow's page shows (`file` ends in .json)."""
-        columns = {
-            key: [
-                None if isinstance(row[key], float) and math.isnan(row[key]) else row[key]
-                for row in rows
-            ]
-            for key in rows[0]
-        }
-        self._append(op="table", columns=columns, file=file)
+        self._append(op="table", columns=table_columns(rows), file=file)
 
     def close(self, status: Status) -> str:
         """Send what is left and end the run; return a line if something still waits, else ''."""
@@ -400,3 +407,44 @@ def sync(folder: Path) -> int:
     if operations:
         journal.mark_sent(offset)
     return len(operations)
+
+
+def get_run(uri: str, run_id: str) -> Any | None:
+    """One MLflow run, None where the server has none of that id.
+
+    Raises:
+        UserError: the tracking server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return None  # asking would make an empty database
+    try:
+        return _answered(lambda: _client(uri).get_run(run_id))
+    except Exception as error:
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise UserError(
+            f"MLflow at {uri} cannot be asked for run {run_id} ({_short(error)}): start the "
+            "server, or pass the run's folder"
+        ) from error
+
+
+def download(uri: str, run_id: str, file: str, folder: Path) -> Path | None:
+    """Put an artifact of a run into a folder; None where the run has none of that name.
+
+    Raises:
+        UserError: the server or its store of artifacts does not answer.
+    """
+    client = _client(uri)
+    try:
+        inside = Path(file).parent.as_posix().removeprefix(".")
+        if file not in [artifact.path for artifact in client.list_artifacts(run_id, inside)]:
+            return None
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        return Path(client.download_artifacts(run_id, file, str(folder)))
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {uri} does not give {file} of run {run_id} ({_short(error)}): pass the "
+            "run's folder"
+        ) from error

@@ -181,29 +181,33 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     """Score the best model on the held-out cases, shared among the ranks."""
     import torch.distributed as dist
 
-    from mvl_dist.evaluation import evaluate_cases, summaries, table, write_csv
+    from mvl_dist.evaluation import (
+        evaluate_cases,
+        native_sizes,
+        share_by_size,
+        summaries,
+        table,
+        tracked,
+        write_csv,
+    )
     from mvl_dist.runs import load_trained
 
     trained_plan, model = load_trained(folder)
-    mine = distributed.share(plan.split.test, dist.get_rank(), dist.get_world_size())
+    sizes = native_sizes(plan)
+    mine = share_by_size(plan.split.test, sizes, dist.get_rank(), dist.get_world_size())
     started = time.monotonic()
     rows, predictions = evaluate_cases(model, trained_plan, mine)
     seconds_per_case = (time.monotonic() - started) / max(len(mine), 1)
     rows = distributed.gather_objects(rows)
     if dist.get_rank() != 0:
         return
-    rows.sort(key=lambda row: (row["case"], row["region"]))
+    rows.sort(key=lambda row: row["case"])  # regions stay in their order
     write_csv(rows, folder / "test_cases.csv")
-    _draw(plan, folder, rows, predictions[:3])
+    _draw(plan, folder, rows, predictions)
     task = plan.manifest.task
-    summary = summaries(rows, [region.name for region in plan.regions])
+    summary = summaries(rows)
     step = result.position.step
-    for region, values in summary.items():
-        tracker.metrics(
-            step,
-            **{f"test_{key}/{_letters(region)}": value.mean for key, value in values.items()},
-            **{f"test_n_{key}/{_letters(region)}": value.n for key, value in values.items()},
-        )
+    tracker.metrics(step, **tracked(summary, "test"))
     tracker.metrics(step, test_device_seconds_per_case=seconds_per_case)
     tracker.table(rows, "test_cases.json")
     tracker.artifact(folder / "test_cases.csv")
@@ -236,12 +240,6 @@ def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], predictions: lis
         [sum(dice[p.case]) / len(dice[p.case]) for p in predictions],
         [plan.manifest.cases[p.case].spacing_mm for p in predictions],
     )
-
-
-def _letters(region: str) -> str:
-    from mvl_dist.engine import metric_name
-
-    return metric_name(region)
 
 
 def _close(tracker: AnyTracker, status: Status) -> None:

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from mvl_dist.config import OptimConfig
-from mvl_dist.engine import learning_rate, metric_name
+from mvl_dist.engine import learning_rate
+from mvl_dist.metrics import metric_name
 
 
 def test_the_papers_learning_rate_is_constant() -> None:

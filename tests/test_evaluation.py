@@ -7,8 +7,19 @@ import pytest
 import torch
 
 from mvl_dist.config import RunConfig, smoke
-from mvl_dist.evaluation import METRICS, evaluate_cases, summaries, table, write_csv
+from mvl_dist.evaluation import (
+    GRID_METRICS,
+    METRICS,
+    evaluate_cases,
+    share_by_size,
+    summaries,
+    table,
+    tracked,
+    write_csv,
+)
 from mvl_dist.figures import overlay
+from mvl_dist.losses import region_dice
+from mvl_dist.metrics import CONVENTIONS, case_metrics
 from mvl_dist.plan import Plan, make_plan
 from mvl_dist.store import read_array, read_manifest
 
@@ -42,9 +53,11 @@ def plan(phantom_store: Path) -> Plan:
 def test_a_perfect_answer_at_the_grid_is_nearly_perfect_in_the_scans_own_geometry(
     plan: Plan,
 ) -> None:
-    rows, predictions = evaluate_cases(Oracle(plan), plan, plan.manifest.cases)
+    rows, predictions = evaluate_cases(Oracle(plan), plan, plan.manifest.cases, keep=8)
     organ = [row for row in rows if row["region"] == "organ"]
-    assert all(row["dice_grid"] == 1 for row in rows)
+    assert all(row["dice_grid"] == row["nsd_grid"] == 1 for row in rows)
+    assert all(row["hd95_grid_voxels"] == 0 for row in rows)
+    assert len(predictions) == len(plan.manifest.cases)
     # 96 x 96 x 28 voxels seen through 16^3: boundaries blur, the organ stays where it is.
     assert np.mean([row["dice"] for row in organ]) > 0.85
     manifest = read_manifest(plan.config.data.store, "93")
@@ -65,13 +78,78 @@ def test_an_empty_answer_scores_zero_and_the_images_diagonal(plan: Plan) -> None
 def test_the_table_shows_n_of_defined_cases() -> None:
     nan = float("nan")
     rows = [
-        {"region": "a", **dict.fromkeys((*METRICS, "dice_grid"), value)}
+        {"region": "a", **dict.fromkeys((*METRICS, *GRID_METRICS), value)}
         for value in (0.5, 1.0, nan)
     ]
-    text = table(summaries(rows, ["a"]), tolerance_mm=2.0)
-    assert "0.750" in text
-    assert "n=2" in text
+    rows[0] = {**rows[0], "sensitivity_grid": nan}
+    text = table(summaries(rows), tolerance_mm=2.0)
+    native, grid = (line.split() for line in text.splitlines() if line.startswith("a   "))
+    assert native[:5] == ["a", "2", "0.750", "±", "0.354"]
+    assert "n=1" in grid  # one case fewer defines the sensitivity
     assert "NSD at 2 mm" in text
+    assert "NSD at 1 voxel" in text
+
+
+def test_the_conventions_stand_under_every_table() -> None:
+    rows = [{"region": "a", **dict.fromkeys(METRICS, 0.5)}]  # nnU-Net's have no grid of ours
+    text = table(summaries(rows), tolerance_mm=2.0)
+    assert "resampled grid" not in text
+    assert text.endswith("\n".join(CONVENTIONS))
+
+
+def test_rows_name_what_was_scored_and_each_region_its_kind(plan: Plan) -> None:
+    rows, kept = evaluate_cases(Oracle(plan), plan, plan.split.validation, split="validation")
+    assert {row["case"] for row in rows} == set(plan.split.validation)
+    assert {(row["model"], row["fold"], row["seed"], row["split"]) for row in rows} == {
+        ("vit_baseline", 0, 0, "validation")
+    }
+    kinds = {row["region"]: row["kind"] for row in rows}
+    assert kinds == {"organ": "label", "lesion": "label", "foreground": "foreground"} | {
+        region.name: "union" for region in plan.manifest.task.union_regions
+    }
+    assert set(rows[0]) >= {*METRICS, *GRID_METRICS}
+    assert len(kept) == min(3, len(plan.split.validation))
+
+
+def test_grid_figures_count_voxels_of_the_grid_as_the_paper_does(plan: Plan) -> None:
+    class Shifted(Oracle):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image).roll(1, dims=2)
+
+    case = plan.split.test[0]
+    rows, _ = evaluate_cases(Shifted(plan), plan, [case])
+    (row,) = (row for row in rows if row["region"] == "organ")
+    label = read_array(plan.config.data.store, plan.manifest.task.name, case, "label")
+    organ = label == {name: value for value, name in plan.manifest.task.labels}["organ"]
+    expected = case_metrics(np.roll(organ, 1, axis=0), organ, (1, 1, 1), 1.0)
+    assert row["nsd_grid"] == expected["nsd"] == 1  # one voxel off, and one voxel is allowed
+    assert row["hd95_grid_voxels"] == expected["hd95_mm"] == 1
+    mask = torch.from_numpy(organ)[None, None].float()
+    dice = region_dice(mask.roll(1, dims=2) - 0.5, mask)
+    assert row["dice_grid"] == pytest.approx(float(dice))
+    assert row["hd95_mm"] > 1  # a voxel of the grid is several millimetres
+
+
+def test_mlflow_gets_the_mean_and_n_of_every_region() -> None:
+    rows = [{"region": "a (b)", **dict.fromkeys(METRICS, value)} for value in (0.5, 1.0)]
+    values = tracked(summaries(rows), "test")
+    assert (values["test_dice/a _b_"], values["test_n_dice/a _b_"]) == (0.75, 2)
+
+
+def test_cases_are_shared_out_by_size() -> None:
+    sizes = {"huge": 90, "a": 30, "b": 30, "c": 30, "tiny": 1}
+    shares = [share_by_size(list(sizes), sizes, rank, 2) for rank in range(2)]
+    assert shares == [["huge", "tiny"], ["a", "b", "c"]]
+    cases = {
+        f"case_{n}": int(size)
+        for n, size in enumerate(np.random.default_rng(0).pareto(1, 48) * 100 + 1)
+    }
+    parts = [share_by_size(list(cases), cases, rank, 5) for rank in range(5)]
+    assert sorted(case for part in parts for case in part) == sorted(cases)
+    loads = [sum(cases[case] for case in part) for part in parts]
+    # Greedy by size stays within 4/3 of the best (Graham 1969), which no share undercuts.
+    assert max(loads) <= 4 / 3 * max(sum(cases.values()) / 5, max(cases.values()))
+    assert share_by_size(["a"], {"a": 1}, 1, 2) == []
 
 
 def test_rows_are_written_as_csv(tmp_path: Path) -> None:

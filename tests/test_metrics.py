@@ -44,7 +44,33 @@ def test_a_perfect_prediction_scores_perfectly() -> None:
     mask = random_blob(SHAPE, 1)
     values = case_metrics(mask, mask.copy(), (0.7, 0.7, 5.0), 0.0)
     perfect = dict.fromkeys(("dice", "jaccard", "sensitivity", "specificity", "nsd"), 1.0)
-    assert values == perfect | {"hd95_mm": 0.0, "hd100_mm": 0.0}
+    volume = mask.sum() * 0.7 * 0.7 * 5.0 / 1000
+    assert values == pytest.approx(
+        perfect
+        | {"hd95_mm": 0.0, "hd100_mm": 0.0, "false_positive_ml": 0.0}
+        | {"predicted_ml": volume, "reference_ml": volume}
+    )
+
+
+def test_volumes_are_counted_in_millilitres() -> None:
+    reference, prediction = box((2, 2, 2), (10, 10, 10)), box((6, 2, 2), (10, 10, 10))
+    values = case_metrics(prediction, reference, (2.0, 0.5, 0.8), 1.0)
+    assert values["reference_ml"] == values["predicted_ml"] == pytest.approx(0.8)
+    assert values["false_positive_ml"] == pytest.approx(0.32)  # 4 of 10 layers
+
+
+def test_threads_change_nothing() -> None:
+    for pair in (BLOBS, (random_blob(SHAPE, 6, 0.1, 0.05), BLOBS[0])):  # by tree, by transform
+        assert case_metrics(*pair, ISOTROPIC, 1.0, threads=3) == case_metrics(*pair, ISOTROPIC, 1.0)
+
+
+def test_what_lies_outside_the_masks_box_counts_as_background_alone() -> None:
+    prediction, reference = BLOBS
+    near = case_metrics(prediction, reference, (0.7, 1.1, 5.3), 1.0)
+    padded = [np.pad(mask, ((9, 0), (3, 7), (0, 5))) for mask in BLOBS]
+    far = case_metrics(*padded, (0.7, 1.1, 5.3), 1.0)
+    assert far.pop("specificity") > near.pop("specificity")
+    assert far == near
 
 
 def test_sensitivity_sees_misses_and_specificity_false_positives() -> None:
@@ -89,6 +115,7 @@ def test_sensitivity_is_undefined_without_reference_and_zero_without_prediction(
 
 def test_specificity_is_undefined_where_the_reference_fills_the_image() -> None:
     full = ~EMPTY
+    assert case_metrics(EMPTY, full, ISOTROPIC, 1.0)["predicted_ml"] == 0
     assert math.isnan(case_metrics(full, full, ISOTROPIC, 1.0)["specificity"])
     values = case_metrics(full, full, ISOTROPIC, 1.0)
     assert (values["nsd"], values["hd100_mm"]) == (1, 0)
@@ -98,10 +125,11 @@ def test_specificity_is_undefined_where_the_reference_fills_the_image() -> None:
 # --- interface ---
 
 
-def test_the_result_has_exactly_the_seven_metrics_as_python_floats() -> None:
+def test_the_result_has_exactly_the_ten_metrics_as_python_floats() -> None:
     for prediction, reference in ((EMPTY, EMPTY), BLOBS, (EMPTY, ~EMPTY)):
         values = case_metrics(prediction, reference, ISOTROPIC, 1.0)
         keys = {"dice", "jaccard", "sensitivity", "specificity", *SURFACE_KEYS}
+        keys |= {"predicted_ml", "reference_ml", "false_positive_ml"}
         assert set(values) == keys
         assert all(type(value) is float for value in values.values())
 

@@ -28,6 +28,7 @@ from data_prep.nnunet.layout import (
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error, write_text_atomically
 from mvl_dist.metrics import case_metrics
+from mvl_dist.regions import pairs_to_score, scored_regions
 from mvl_dist.splits import make_split
 from mvl_dist.store import CaseInfo, Manifest, array_sha256, read_array, read_manifest, regions_of
 
@@ -42,8 +43,8 @@ class Scores:
 
     Attributes:
         about: what predicted them, with the nnunetv2 version where it is known.
-        rows: as `mvl_dist.evaluation.evaluate_cases` gives them; `dice_grid` is NaN, because
-            nnU-Net never sees the store's grid.
+        rows: as `mvl_dist.evaluation.evaluate_cases` gives them, without figures at the store's
+            grid, which nnU-Net never sees.
         identity: changes with the data, the target, the model or any voxel predicted.
     """
 
@@ -53,11 +54,6 @@ class Scores:
     about: dict[str, Any]
     rows: list[Row]
     identity: str
-
-    @property
-    def regions(self) -> list[str]:
-        """Names of what was scored."""
-        return [region.name for region in regions_of(self.manifest.task, self.export.target)]
 
 
 def score(
@@ -93,7 +89,12 @@ def score(
     found: dict[str, LabelMap] = {}
     for case in sorted(split.test):
         found[case] = read_prediction(folder, manifest.cases[case], export, layout)
-    rows = [row for case in found for row in _rows(store, manifest, export, case, found[case])]
+    about_rows = {"task": export.task, "model": MODEL, "fold": fold, "seed": 0, "split": "test"}
+    rows = [
+        {**about_rows, **row}
+        for case in found
+        for row in _rows(store, manifest, export, case, found[case])
+    ]
     decides = {
         "data": manifest.checksum,
         "target": export.target,
@@ -201,19 +202,19 @@ def _rows(
     store: Path, manifest: Manifest, export: Export, case: str, predicted: LabelMap
 ) -> list[Row]:
     task = manifest.task
-    reference = read_array(store, task.name, case, "label_native")
-    rows = []
-    for region in regions_of(task, export.target):
-        wanted = (1,) if export.target == "binary" else region.labels
-        values = case_metrics(
-            np.isin(predicted, wanted),
-            np.isin(reference, region.labels),
-            manifest.cases[case].spacing_mm,
-            task.tolerance_mm,
-        )
-        names = {"task": task.name, "case": case, "region": region.name}
-        rows.append({**names, **values, "dice_grid": float("nan")})
-    return rows
+    of_task = [region.labels for region in regions_of(task, export.target)]
+    marked = [(1,)] if export.target == "binary" else of_task
+    masks = np.stack([np.isin(predicted, wanted) for wanted in marked])
+    regions = scored_regions(task, export.target)
+    pairs = pairs_to_score(regions, masks, read_array(store, task.name, case, "label_native"))
+    spacing_mm = manifest.cases[case].spacing_mm
+    return [
+        {
+            **{"case": case, "region": region.name, "kind": region.kind},
+            **case_metrics(*pairs[region.name], spacing_mm, task.tolerance_mm),
+        }
+        for region in regions
+    ]
 
 
 def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]:
@@ -226,9 +227,8 @@ def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]
         UserError: the folder cannot be written to, or MLflow does not answer (the folder's files
             are whole then, and the same command sends them).
     """
-    # Here because they bring torch and, through the engine, DeepSpeed.
-    from mvl_dist.engine import metric_name
-    from mvl_dist.evaluation import summaries, table, write_csv
+    # Here because they bring torch.
+    from mvl_dist.evaluation import summaries, table, tracked, write_csv
     from mvl_dist.provenance import git_state, versions
     from mvl_dist.tracking import Tracker, default_uri
 
@@ -247,7 +247,7 @@ def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]
     write_text_atomically(folder / "run.json", json.dumps(about, indent=1))
     write_csv(scores.rows, folder / "test_cases.csv")
 
-    summary = summaries(scores.rows, scores.regions)
+    summary = summaries(scores.rows)
     tracker = Tracker(folder, default_uri(runs), experiment, folder.name)
     tracker.params(
         {
@@ -270,13 +270,7 @@ def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]
             **{f"version.{name}": version for name, version in versions().items()},
         }
     )
-    for region, values in summary.items():
-        name = metric_name(region)
-        tracker.metrics(
-            0,
-            **{f"test_{key}/{name}": value.mean for key, value in values.items()},
-            **{f"test_n_{key}/{name}": value.n for key, value in values.items()},
-        )
+    tracker.metrics(0, **tracked(summary, "test"))
     tracker.table(scores.rows, "test_cases.json")
     for name in ("split.json", "run.json", "test_cases.csv"):
         tracker.artifact(folder / name)

@@ -1,10 +1,12 @@
 """The paper's grid as it is counted in the paper, and a group's own study."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
 from mvl_dist.study.grid import load_study, select
 from mvl_dist.study.smoke import smoke_study
@@ -53,6 +55,18 @@ def test_every_run_of_the_paper_follows_its_protocol() -> None:
         assert (config.data.grid, config.model.patch) == ((128, 128, 128), (8, 8, 8))
         assert (config.optim.lr, config.optim.batch_size, config.optim.epochs) == (2e-3, 4, 200)
         assert config.data.target == "binary"
+
+
+def test_the_second_track_differs_from_the_papers_in_channels_and_regions_alone() -> None:
+    def table_2(file: Path) -> list[RunConfig]:
+        return [run.config for run in load_study(file).runs if run.tables[0][0] == "Table 2"]
+
+    paper, corrected = table_2(PAPER), table_2(PAPER.with_name("corrected.yaml"))
+    assert len(paper) == len(corrected) == 2 * 10 * 5
+    for first, second in zip(paper, corrected, strict=True):
+        assert (second.data.channels, second.data.target) == ("all", "labels")
+        asked = replace(second.data, channels="first", target="binary")
+        assert replace(second, data=asked, experiment="paper") == first
 
 
 def test_a_group_writes_its_own_study_in_ten_lines(tmp_path: Path) -> None:
