@@ -14,6 +14,7 @@ LAYERS = [
     {"files"},
     {"journal"},
     {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"},
+    {"resample", "intensity", "nifti", "parallel", "native_grid", "labelling"},
     {"store"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data"},

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from data_prep.intensity import MRI_SCHEME, ct_normalisation, hu_histogram, normalise
+from data_prep.intensity import ct_normalisation, hu_histogram
 from mvl_dist.errors import UserError
+from mvl_dist.intensity import MRI_SCHEME, normalise
 
 
 def test_mri_has_mean_zero_and_deviation_one_over_nonzero_voxels_of_each_channel() -> None:
