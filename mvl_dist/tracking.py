@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -400,3 +400,47 @@ def sync(folder: Path) -> int:
     if operations:
         journal.mark_sent(offset)
     return len(operations)
+
+
+def fetch_artifacts(uri: str, run_id: str, wanted: Sequence[str], folder: Path) -> list[str]:
+    """Copy a run's artifacts into a folder; returns those that the run does not have.
+
+    Raises:
+        UserError: no such run, or the server or what it stores them on does not answer.
+    """
+    if uri.startswith(SPOOL):
+        raise UserError(
+            f"run {run_id}: MLFLOW_TRACKING_URI is {uri}, which keeps no runs by id: give the "
+            "run's folder instead"
+        )
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(
+            f"run {run_id}: no MLflow database at {uri.removeprefix('sqlite:///')}: set MVL_OUTPUT "
+            "to the --output of the training, or MLFLOW_TRACKING_URI to the server"
+        )
+    from mlflow.exceptions import MlflowException
+
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        client = _client(uri)
+        client.get_run(run_id)
+        parents = {str(Path(name).parent) for name in wanted}
+        held = {
+            item.path
+            for parent in parents
+            for item in client.list_artifacts(run_id, None if parent == "." else parent)
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in held & set(wanted):
+            client.download_artifacts(run_id, name, str(folder))
+    except Exception as error:
+        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise UserError(
+                f"run {run_id}: MLflow at {uri} has no run of that id; 'mvl study status' and "
+                "MLflow's page list them"
+            ) from error
+        raise UserError(
+            f"run {run_id}: MLflow at {uri} cannot be asked ({_short(error)}): start the server, "
+            "or give the run's folder instead"
+        ) from error
+    return [name for name in wanted if name not in held]

@@ -77,7 +77,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     config = plan.config
     donor = runs.load_run_donor(config)
     donor_checksum = donor.checksum if donor else ""
-    model = runs.build(plan, donor)
+    model = runs.build(plan.recipe, donor)
     checksum = runs.frozen_checksum(model)
     counts = parameter_report(model)
     donor_names = donor_parameter_names(model)
@@ -89,7 +89,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     if accelerator.is_main_process:
         _make_folder(folder, keep=config.resume)
         about = {"data_checksum": plan.manifest.checksum, "donor_checksum": donor_checksum}
-        runs.write_description(folder, plan, about)
+        runs.write_description(folder, plan, {**about, **plan.recipe.to_plain()})
         tracker = Tracker(folder, default_uri(config.output), config.experiment, folder.name)
     engine = prepare_engine(accelerator, model, config.optim)
     running = {
