@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 from mvl_dist.checkpoint import BEST
@@ -34,7 +33,7 @@ def find_model(run: str, downloads: Path) -> Path:
         return _fetch(run, downloads)
     if not folder.is_dir():
         raise UserError(
-            f"--run {run}: no such folder, and no MLflow run id (32 digits of 0-9, a-f); a "
+            f"{run}: no such folder, and no MLflow run id (32 digits of 0-9, a-f); a "
             "training prints its folder when it ends"
         )
     missing = [name for name in (CONFIG, ABOUT) if not (folder / name).is_file()]
@@ -55,13 +54,11 @@ def find_model(run: str, downloads: Path) -> Path:
 def _fetch(run_id: str, downloads: Path) -> Path:
     uri = default_uri(RunConfig().output)
     folder = downloads / run_id
-    missing = fetch_artifacts(uri, run_id, [*ARTIFACTS, *OPTIONAL], folder)
+    missing = fetch_artifacts(uri, run_id, ARTIFACTS | OPTIONAL, folder)
     lacking = [name for name in ARTIFACTS if name in missing]
     if lacking:
         raise UserError(
             f"MLflow run {run_id} at {uri} holds no trained model ({lacking[0]} is missing): it "
             "has not ended well, or is no run of 'mvl train'; a run's own folder will do as --run"
         )
-    (folder / "model" / BEST).replace(folder / BEST)
-    shutil.rmtree(folder / "model")
     return folder

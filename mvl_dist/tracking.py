@@ -15,7 +15,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -402,8 +402,11 @@ def sync(folder: Path) -> int:
     return len(operations)
 
 
-def fetch_artifacts(uri: str, run_id: str, wanted: Sequence[str], folder: Path) -> list[str]:
+def fetch_artifacts(uri: str, run_id: str, wanted: Mapping[str, str], folder: Path) -> list[str]:
     """Copy a run's artifacts into a folder; returns those that the run does not have.
+
+    Args:
+        wanted: artifact -> its file's name in the folder.
 
     Raises:
         UserError: no such run, or the server or what it stores them on does not answer.
@@ -431,8 +434,9 @@ def fetch_artifacts(uri: str, run_id: str, wanted: Sequence[str], folder: Path) 
             for item in client.list_artifacts(run_id, None if parent == "." else parent)
         }
         folder.mkdir(parents=True, exist_ok=True)
-        for name in held & set(wanted):
-            client.download_artifacts(run_id, name, str(folder))
+        for name in held & wanted.keys():
+            got = Path(client.download_artifacts(run_id, name, str(folder)))
+            got.replace(folder / wanted[name])
     except Exception as error:
         if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise UserError(
