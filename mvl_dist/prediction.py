@@ -45,8 +45,8 @@ def values_of(recipe: Recipe) -> tuple[Region, ...]:
     return recipe.task.label_regions
 
 
-def _contains(recipe: Recipe) -> torch.Tensor:
-    """(L, R): which region each value is part of."""
+def contains(recipe: Recipe) -> torch.Tensor:
+    """(L, R): 1 where a value of `values_of` is part of a region of the model."""
     if recipe.config.data.target == "binary":
         return torch.ones(1, 1)
     rows = [
@@ -85,7 +85,7 @@ def predict(image: npt.NDArray[np.float32], recipe: Recipe, models: Sequence[Mod
         return to_native(logits, shape)
 
     scores, probabilities = combine(map(native_logits, models), activation)
-    index = label_map(scores, _contains(recipe))
+    index = label_map(scores, contains(recipe))
     values = torch.tensor([0, *(value.labels[0] for value in values_of(recipe))])
     return Result(
         values.to(index.device)[index].to(torch.uint8).cpu().numpy(),
