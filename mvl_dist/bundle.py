@@ -4,7 +4,7 @@ BUNDLE/
   configs/metadata.json    by MONAI's schema
   configs/inference.json   `run` predicts every NIfTI file of `dataset_dir`
   models/model.pt2         the network with all its weights, as torch.export writes it
-  models/model.pt          its state dict
+  models/model.pt          its state dict, for `network_def`
   scripts/                 copies of this project's own preprocessing and label decision
   docs/README.md
 
@@ -62,7 +62,8 @@ def _save_network(model: Any, recipe: Recipe, folder: Path) -> None:
     with torch.no_grad():
         program = torch.export.export(model, (image,), strict=False)
     torch.export.save(program, folder / "model.pt2")
-    torch.save(program.module().state_dict(), folder / "model.pt")
+    weights = program.module().state_dict()
+    torch.save({f"network.{name}": value for name, value in weights.items()}, folder / "model.pt")
 
 
 def scripts() -> dict[str, str]:

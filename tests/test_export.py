@@ -158,7 +158,7 @@ def test_monai_runs_the_bundle_and_finds_what_predict_finds(
     workflow.initialize()
     assert workflow.check_properties() == []
     weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    workflow.network_def.network.load_state_dict(weights)
+    workflow.network_def.load_state_dict(weights)
 
 
 def test_the_metadata_has_what_monais_schema_requires(run: Path, tmp_path: Path) -> None:
