@@ -96,7 +96,7 @@ def _read(path: Path, needs_orientation: bool) -> nib.Nifti1Image:
         raise UserError(
             f"{path}: the header does not say how the scan lies (qform and sform codes are 0): "
             "left and right would be guessed; say how its axes run with --assume-orientation "
-            "(LAS is what most programs assume), or repair the header"
+            "(LAS is what nibabel assumes), or repair the header"
         )
     return image
 
