@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.convert import ConvertOptions, convert_task
-from data_prep.intensity import MRI_SCHEME, normalise
 from data_prep.nifti import read_scan, read_source
-from data_prep.parallel import run_cases
-from data_prep.resample import resample_image, resample_label
 from data_prep.source import Pair, list_pairs
+from mvl_dist.intensity import MRI_SCHEME, normalise
+from mvl_dist.parallel import run_cases
+from mvl_dist.resample import resample_image, resample_label
 from mvl_dist.store import CaseArrays, create_task_group, write_case
 from mvl_dist.tasks import Task, load_task
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.intensity import Histogram, channel_statistics, hu_histogram, normalise
+from data_prep.intensity import Histogram, channel_statistics, hu_histogram
 from data_prep.nifti import Scan, read_scan
-from data_prep.resample import resample_image, resample_label
 from data_prep.source import Pair
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
+from mvl_dist.intensity import normalise
+from mvl_dist.resample import resample_image, resample_label
 from mvl_dist.store import CaseArrays, Shape3D, write_case
 from mvl_dist.tasks import Task
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.case import STATISTICS, Job, Outcome, convert, sources_unchanged, survey, surveyed
-from data_prep.intensity import CT_SCHEME, MRI_SCHEME, ct_normalisation
-from data_prep.parallel import default_workers, run_cases
+from data_prep.intensity import ct_normalisation
 from data_prep.report import Report
 from data_prep.source import list_pairs, remarks, task_folders
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error
+from mvl_dist.intensity import CT_SCHEME, MRI_SCHEME
+from mvl_dist.parallel import default_workers, run_cases
 from mvl_dist.splits import held_out_cases
 from mvl_dist.store import CaseInfo, Manifest, Shape3D
 from mvl_dist.tasks import Task, load_task
@@ -108,7 +109,10 @@ def _run(
     workers = options.workers or default_workers()
     for outcome in run_cases(work, jobs, workers, f"{report.task}: {what}"):
         if outcome.bad and not options.skip_bad:
-            raise UserError(f"{report.task}: case {outcome.name}: {outcome.bad}")
+            raise UserError(
+                f"{report.task}: case {outcome.name}: {outcome.bad}, or leave the case out with "
+                "--skip-bad"
+            )
         if outcome.bad:
             report.skipped[outcome.name] = outcome.bad
             continue

@@ -1,37 +1,26 @@
-"""Intensity normalisation: z-score for MRI, nnU-Net's Hounsfield scheme for CT.
+"""Intensity statistics: of each case for the manifest, and those that normalise a CT task.
 
-MRI units are arbitrary and differ between scanners, so each case and channel is brought to mean 0
-and deviation 1 over its non-zero voxels (zero is the stripped background). CT units are physical,
-so all cases share one clip range, mean and deviation: those of the foreground voxels of the cases
-that are not held out for the test.
+CT's clip range, mean and deviation are those of the foreground voxels of the cases that are not
+held out for the test; mvl_dist/intensity.py applies them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mvl_dist.errors import UserError
+from mvl_dist.intensity import CT_SCHEME
 
-MRI_SCHEME: dict[str, Any] = {
-    "scheme": "mri-zscore",
-    "over": "non-zero voxels of each case and channel",
-}
-CT_SCHEME = "ct-percentiles"
 CLIP_PERCENTILES = (0.5, 99.5)
 
 # Real CT leaves -1024..3071: padding at -2000 and below, metal above. Beyond int16 is no HU.
 _HU_LIMIT = 32767
 
 Histogram = dict[int, int]
-
-
-def _floored(std: float, mean: float) -> float:
-    """A deviation that may divide: a constant image then maps to values that float16 holds."""
-    return max(std, 1e-4 * abs(mean), 1e-8)
 
 
 def channel_statistics(
@@ -103,24 +92,3 @@ def ct_normalisation(task: str, histograms: Iterable[Histogram]) -> dict[str, An
         "voxels": voxels,
         "cases": cases,
     }
-
-
-def normalise(
-    image: npt.NDArray[np.float32], normalisation: Mapping[str, Any]
-) -> npt.NDArray[np.float32]:
-    """Normalise (C, D, H, W) as a manifest's `normalisation` says; the input is left alone."""
-    if normalisation["scheme"] == CT_SCHEME:
-        low, high = normalisation["clip_hu"]
-        mean, std = normalisation["mean_hu"], normalisation["std_hu"]
-        out = np.clip(image, np.float32(low), np.float32(high))
-        out -= np.float32(mean)
-        out /= np.float32(_floored(std, mean))
-        return out
-    out = np.empty_like(image)
-    for channel, target in zip(image, out, strict=True):
-        values = channel[channel != 0]
-        mean = float(values.mean(dtype=np.float64)) if values.size else 0.0
-        std = float(values.std(dtype=np.float64)) if values.size else 0.0
-        np.subtract(channel, np.float32(mean), out=target)
-        target /= np.float32(_floored(std, mean))
-    return out

@@ -1,14 +1,12 @@
-"""One labelled scan: two NIfTI files read to their last byte, checked, brought to one orientation.
+"""One labelled scan of a task: two NIfTI files read, checked, brought to one orientation.
 
 Every defect is a UserError of one line that names the file, the reason and the mending.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +17,18 @@ import numpy.typing as npt
 
 from data_prep.source import Pair
 from mvl_dist.errors import UserError
+from mvl_dist.nifti import (
+    FETCH_AGAIN,
+    REPAIR,
+    Affine,
+    apart_mm,
+    orientation_of,
+    parse_nifti,
+    read_channels,
+    states_orientation,
+)
 from mvl_dist.store import Shape3D, Spacing
 from mvl_dist.tasks import Task
-
-FETCH_AGAIN = "fetch the file again, or leave the case out with --skip-bad"
-REPAIR = "repair the file, or leave the case out with --skip-bad"
-
-# Image and label count as aligned if no corner of the volume lies further apart than this. Two
-# headers of one scan differ by float32 rounding (about 1e-4 mm at 500 mm from the origin); a
-# hundredth of a voxel is far above that and far below anything a label can express.
-ALIGNED_MM = 1e-3
-ALIGNED_VOXELS = 1e-2
-
-Affine = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -96,82 +93,6 @@ def read_source(path: Path, root: Path) -> tuple[SourceFile, bytes]:
     return SourceFile(name, len(data), status.st_mtime_ns, digest), data
 
 
-def _decompress(path: Path, data: bytes) -> bytes:
-    if data[:2] != b"\x1f\x8b":
-        if path.name.lower().endswith(".gz"):
-            raise UserError(f"{path}: not a gzip file; {FETCH_AGAIN}")
-        return data
-    try:
-        return gzip.decompress(data)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = "truncated" if isinstance(error, EOFError) else "damaged"
-        raise UserError(f"{path}: {what} gzip file ({error}); {FETCH_AGAIN}") from error
-
-
-def parse_nifti(path: Path, data: bytes) -> nib.Nifti1Image:
-    """Return the image of a file's bytes (.nii or .nii.gz) after its header and size were checked.
-
-    Raises:
-        UserError: not gzip, not NIfTI, cut short, longer than announced, or without a usable
-            geometry.
-    """
-    raw = _decompress(path, data)
-    kind = nib.Nifti2Image if raw[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-    try:
-        image = kind.from_bytes(raw)
-    except Exception as error:  # nibabel raises many kinds on bytes that are no header
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a NIfTI file ({reason}); {FETCH_AGAIN}") from error
-    if image.header.get_data_dtype().kind not in "iuf":
-        dtype = image.header.get_data_dtype()
-        raise UserError(f"{path}: voxels of type {dtype} are not intensities; {REPAIR}")
-    if 0 in image.shape or min(image.shape, default=0) < 0 or len(image.shape) < 3:
-        raise UserError(f"{path}: shape {image.shape} holds no volume; {REPAIR}")
-    voxels = int(np.prod(image.shape, dtype=object)) * image.header.get_data_dtype().itemsize
-    expected = int(image.dataobj.offset) + voxels
-    if len(raw) != expected:
-        difference = "ends early" if len(raw) < expected else "is longer than announced"
-        raise UserError(
-            f"{path}: {difference}: {len(raw)} bytes where the header says {expected}; "
-            f"{FETCH_AGAIN}"
-        )
-    _check_geometry(path, image)
-    return image
-
-
-def _check_geometry(path: Path, image: nib.Nifti1Image) -> None:
-    # xyzt_units: bits 0-2, 1 metre, 2 millimetre, 3 micron, 0 unknown (taken as millimetre).
-    if int(image.header["xyzt_units"]) & 7 in (1, 3):
-        raise UserError(f"{path}: the header's unit of length is not the millimetre; {REPAIR}")
-    affine = image.affine
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    with np.errstate(all="ignore"):
-        volume = abs(np.linalg.det(affine[:3, :3] / spacing)) if np.isfinite(affine).all() else 0
-    if not (spacing > 1e-6).all() or not volume > 1e-3:
-        raise UserError(
-            f"{path}: the header's affine is degenerate (spacing "
-            f"{', '.join(f'{s:g}' for s in spacing)} mm); {REPAIR}"
-        )
-
-
-def _read_image(path: Path, image: nib.Nifti1Image, task: Task) -> npt.NDArray[np.float32]:
-    """Voxels (x, y, z, c)."""
-    channels = len(task.modalities)
-    shape = image.shape if len(image.shape) > 3 else (*image.shape, 1)
-    if len(shape) != 4 or shape[3] != channels:
-        raise UserError(
-            f"{path}: shape {image.shape} does not hold the {channels} channel"
-            f"{'s' if channels > 1 else ''} that dataset.json lists "
-            f"({', '.join(task.modalities)}); {REPAIR}"
-        )
-    values = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
-    # An infinity or a NaN anywhere makes the sum not finite; no mask as large as the scan.
-    if not np.isfinite(values.sum(dtype=np.float64)):
-        bad = int(values.size - np.isfinite(values).sum())
-        raise UserError(f"{path}: {bad} voxels are NaN or infinite; {REPAIR}")
-    return values
-
-
 def _read_label(path: Path, label: nib.Nifti1Image, task: Task) -> npt.NDArray[np.uint8]:
     """Label values (x, y, z)."""
     values = np.asanyarray(label.dataobj)
@@ -199,11 +120,8 @@ def _check_same_grid(pair: Pair, image: nib.Nifti1Image, label: nib.Nifti1Image)
             f"{pair.label}: shape {label.shape} differs from its image's {image.shape[:3]}; "
             f"{REPAIR}"
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in label_shape])).reshape(3, -1)
-    apart = image.affine[:3] - label.affine[:3]
-    distance = np.linalg.norm(apart[:, :3] @ corners + apart[:, 3:], axis=0).max()
-    spacing = np.sqrt((image.affine[:3, :3] ** 2).sum(axis=0)).min()
-    if distance > ALIGNED_MM + ALIGNED_VOXELS * spacing:
+    distance = apart_mm(image, label)
+    if distance:
         raise UserError(
             f"{pair.label}: its affine lies up to {distance:.3g} mm from its image's; {REPAIR}"
         )
@@ -229,20 +147,18 @@ def read_scan(pair: Pair, task: Task) -> Scan:
         int(np.prod(file.shape)) * file.header.get_data_dtype().itemsize
         for file in (image_file, label_file)
     )
-    turn = nib.orientations.io_orientation(image_file.affine)
-    affine = image_file.affine @ nib.orientations.inv_ornt_aff(turn, image_file.shape[:3])
-    label = nib.orientations.apply_orientation(_read_label(pair.label, label_file, task), turn)
-    image = nib.orientations.apply_orientation(_read_image(pair.image, image_file, task), turn)
-    w, h, d = (float(s) for s in np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+    orientation = orientation_of(image_file.affine, image_file.shape[:3])
+    label = _read_label(pair.label, label_file, task)
+    image = read_channels(pair.image, image_file, task.modalities)
     return Scan(
         name=pair.name,
-        image=np.ascontiguousarray(image.T),
-        label=np.ascontiguousarray(label.T),
-        spacing_mm=(d, h, w),
-        affine=_rows(affine),
+        image=orientation.canonical(image),
+        label=orientation.canonical(label),
+        spacing_mm=orientation.spacing_mm,
+        affine=_rows(orientation.affine),
         source_affine=_rows(image_file.affine),
-        source_orientation="".join(nib.aff2axcodes(image_file.affine)),
-        oriented=bool(image_file.header["qform_code"] or image_file.header["sform_code"]),
+        source_orientation=orientation.codes,
+        oriented=states_orientation(image_file),
         sources={"image": image_source, "label": label_source},
         raw_bytes=raw_bytes,
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.case import STATISTICS
-from data_prep.parallel import default_workers, run_cases
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
+from mvl_dist.parallel import default_workers, run_cases
 from mvl_dist.store import CaseInfo, Shape3D
 from mvl_dist.tasks import resolve_task_name
 

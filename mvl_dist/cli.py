@@ -25,6 +25,8 @@ COMMANDS = {
     "train": ("mvl_dist.launch", "train one run under accelerate launch, and test it"),
     "study": ("mvl_dist.study.command", "a grid of runs: list, plan, status, next, run"),
     "evaluate": ("mvl_dist.evaluate", "score a trained run on its test or validation cases"),
+    "predict": ("mvl_dist.predict", "segment new scans with a trained run, or its folds averaged"),
+    "export": ("mvl_dist.export", "a trained model as a small folder, or as a MONAI bundle"),
     "consolidate": ("mvl_dist.consolidate", "a run's last checkpoint as one safetensors file"),
     "nnunet": ("data_prep.nnunet.command", "the published nnU-Net: export, train, import"),
     "sync": ("mvl_dist.sync", "send a run's journal to MLflow"),

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             "--ensemble is for the test cases: each validation case trained the other folds' models"
         )
-    from mvl_dist.find_run import find_run
+    from mvl_dist.finding import find_run
 
     with distributed.joined() as ranks:
         # One rank looks, or each would fetch the same files from MLflow.

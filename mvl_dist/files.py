@@ -44,11 +44,16 @@ def sha256_of(path: Path) -> str:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Replace a file in one step: a reader sees the old text or the new, never a part."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old bytes or the new, never a part."""
     partial = path.with_name(f"{PARTIAL}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         with full_disk_is_a_user_error(path.parent):
-            with partial.open("w") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

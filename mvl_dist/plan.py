@@ -14,8 +14,9 @@ from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
 from mvl_dist.models import MODELS, check_model
 from mvl_dist.models.donors import check_donor
+from mvl_dist.recipe import Recipe
 from mvl_dist.splits import Split, held_out_cases, make_split
-from mvl_dist.store import Manifest, read_manifest, regions_of
+from mvl_dist.store import Manifest, read_manifest
 from mvl_dist.tasks import Region
 
 
@@ -28,14 +29,15 @@ class Plan:
     split: Split
 
     @property
-    def regions(self) -> tuple[Region, ...]:
-        """One output channel of the model each."""
-        return tuple(regions_of(self.manifest.task, self.config.data.target))
+    def recipe(self) -> Recipe:
+        """What of it outlives the store."""
+        manifest = self.manifest
+        return Recipe(self.config, manifest.task, manifest.normalisation, self.spacing_mm)
 
     @property
-    def out_channels(self) -> int:
-        """Logits a voxel: the regions, and the background class of a softmax."""
-        return len(self.regions) + (self.config.model.activation == "softmax")
+    def regions(self) -> tuple[Region, ...]:
+        """One output channel of the model each."""
+        return self.recipe.regions
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -50,11 +52,6 @@ class Plan:
         )
         d, h, w = (statistics.median(axis) for axis in sizes)
         return d, h, w
-
-    @property
-    def in_channels(self) -> int:
-        """Input channels of the model."""
-        return 1 if self.config.data.channels == "first" else len(self.manifest.task.modalities)
 
 
 def make_plan(config: RunConfig) -> Plan:

@@ -1,7 +1,7 @@
 """A run's folder: its names, and a trained model read back from it without DeepSpeed.
 
 OUTPUT/TASK/MODEL-foldF-IDENTITY/
-  config.yaml  split.json  run.json       what was run
+  config.yaml  split.json  run.json       what was run, and how a scan becomes its input
   journal.jsonl  mlflow.json              what was tracked
   checkpoints/                            for resuming
   best.safetensors                        the model with the best validation Dice
@@ -28,6 +28,7 @@ from mvl_dist.models import MODELS, build_model
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.models.donors import Donor, load_donor
 from mvl_dist.plan import Plan, make_plan
+from mvl_dist.recipe import Recipe
 
 CONFIG = "config.yaml"
 ABOUT = "run.json"
@@ -47,16 +48,16 @@ def load_run_donor(config: RunConfig) -> Donor | None:
     return load_donor(donor.source, donor.layers, seed=config.optim.seed)
 
 
-def build(plan: Plan, donor: Donor | None) -> torch.nn.Module:
-    """The plan's model with its initial weights, the same on every rank."""
-    torch.manual_seed(plan.config.optim.seed)
+def build(recipe: Recipe, donor: Donor | None) -> torch.nn.Module:
+    """A run's model with its initial weights, the same on every rank."""
+    torch.manual_seed(recipe.config.optim.seed)
     return build_model(
-        plan.config.model,
-        in_channels=plan.in_channels,
-        out_channels=plan.out_channels,
-        grid=plan.config.data.grid,
+        recipe.config.model,
+        in_channels=len(recipe.modalities),
+        out_channels=recipe.out_channels,
+        grid=recipe.config.data.grid,
         donor=donor,
-        spacing_mm=plan.spacing_mm,
+        spacing_mm=recipe.spacing_mm,
     )
 
 
@@ -108,16 +109,27 @@ def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.n
             trained with.
     """
     plan, model = _plan_and_model(folder, store)
+    return plan, with_best_weights(folder, model)
+
+
+def with_best_weights(folder: Path, model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the run's best weights, in evaluation mode, on the GPU if there is one.
+
+    On the GPU it keeps the precision in which it was trained; on the CPU it is float32.
+
+    Raises:
+        UserError: nothing trained in the folder, or weights of another model.
+    """
     metadata = checkpoint.load_best(folder, model, donor_parameter_names(model))
     dtype = torch.float32
     if torch.cuda.is_available():
         model.to("cuda")
         dtype = torch.bfloat16 if metadata.get("dtype") == "bfloat16" else dtype
-    return plan, model.to(dtype).eval()
+    return model.to(dtype).eval()
 
 
-def about_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """What a run's folder says of it: its config, and the checksums of its data and donor.
+def read_description(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """What `write_description` wrote: the config, and run.json.
 
     Raises:
         UserError: not a run's folder.
@@ -125,7 +137,7 @@ def about_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     try:
         plain = yaml.safe_load((folder / CONFIG).read_text())
         about = dict(json.loads((folder / ABOUT).read_text()))
-    except (OSError, yaml.YAMLError, json.JSONDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
         raise UserError(
             f"{folder}: not a run's folder ({CONFIG} or {ABOUT} missing or damaged); a training "
             "prints its folder when it ends"
@@ -134,7 +146,7 @@ def about_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Module]:
-    config, about = about_run(folder)
+    config, about = read_description(folder)
     if store is not None:
         config = replace(config, data=replace(config.data, store=store))
     plan = make_plan(config)
@@ -149,4 +161,4 @@ def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Mo
         raise UserError(
             f"donor {config.model.donor.source} is not the one that {folder} was trained with"
         )
-    return plan, build(plan, donor)
+    return plan, build(plan.recipe, donor)

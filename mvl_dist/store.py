@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL, full_disk_is_a_user_error, write_text_atomically
-from mvl_dist.tasks import TASKS, Region, Task, resolve_task_name
+from mvl_dist.tasks import TASKS, Region, Task, resolve_task_name, task_from_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -166,12 +166,6 @@ def read_manifest(store: Path, task: str) -> Manifest:
 
 
 def _manifest_from_json(raw: dict[str, Any]) -> Manifest:
-    task = dict(raw["task"])
-    task["modalities"] = tuple(task["modalities"])
-    task["labels"] = tuple((value, name) for value, name in task["labels"])
-    task["union_regions"] = tuple(
-        Region(region["name"], tuple(region["labels"])) for region in task["union_regions"]
-    )
     cases = {}
     for name, case in raw["cases"].items():
         fields = dict(case)
@@ -183,7 +177,7 @@ def _manifest_from_json(raw: dict[str, Any]) -> Manifest:
     return Manifest(
         version=raw["version"],
         converter=raw["converter"],
-        task=Task(**task),
+        task=task_from_plain(raw["task"]),
         grid=tuple(raw["grid"]),
         split_seed=raw["split_seed"],
         test_cases=tuple(raw["test_cases"]),

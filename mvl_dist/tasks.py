@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mvl_dist.errors import UserError
 
@@ -195,6 +196,21 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
         union_regions=unions,
         source=str(dataset.get("reference", "dataset.json")),
     )
+
+
+def task_from_plain(plain: Mapping[str, Any]) -> Task:
+    """The inverse of `dataclasses.asdict`, through JSON.
+
+    Raises:
+        KeyError, TypeError, ValueError: something else than a task.
+    """
+    fields = dict(plain)
+    fields["modalities"] = tuple(fields["modalities"])
+    fields["labels"] = tuple((value, name) for value, name in fields["labels"])
+    fields["union_regions"] = tuple(
+        Region(region["name"], tuple(region["labels"])) for region in fields["union_regions"]
+    )
+    return Task(**fields)
 
 
 def load_task(folder: Path) -> tuple[Task, dict[str, object]]:

@@ -78,7 +78,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     config = plan.config
     donor = runs.load_run_donor(config)
     donor_checksum = donor.checksum if donor else ""
-    model = runs.build(plan, donor)
+    model = runs.build(plan.recipe, donor)
     checksum = runs.frozen_checksum(model)
     counts = parameter_report(model)
     donor_names = donor_parameter_names(model)
@@ -94,7 +94,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
             step = take_up(config.resume_from, folder, config, reads)
             if step:
                 distributed.say(f"goes on from step {step} of {config.resume_from}")
-        runs.write_description(folder, plan, about)
+        runs.write_description(folder, plan, {**about, **plan.recipe.to_plain()})
         tracker = Tracker(folder, default_uri(config.output), config.experiment, folder.name)
     engine = prepare_engine(accelerator, model, config.optim)
     running = {

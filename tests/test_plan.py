@@ -18,10 +18,10 @@ def config(phantom_store: Path) -> RunConfig:
 def test_a_plan_names_the_task_in_full_and_knows_channels_and_regions(config: RunConfig) -> None:
     plan = make_plan(config)
     assert plan.config.data.task == "Task91_PhantomTumour"
-    assert plan.in_channels == 4
+    assert len(plan.recipe.modalities) == 4
     assert [region.labels for region in plan.regions] == [(1,), (2,), (3,)]
     paper_like = replace(config, data=replace(config.data, channels="first", target="binary"))
-    assert make_plan(paper_like).in_channels == 1
+    assert len(make_plan(paper_like).recipe.modalities) == 1
     assert [region.labels for region in make_plan(paper_like).regions] == [(1, 2, 3)]
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.nifti import ALIGNED_MM, ALIGNED_VOXELS, parse_nifti, read_source
+from data_prep.nifti import read_source
 from data_prep.nnunet.layout import (
     ENDING,
     EXPORTED,
@@ -28,6 +27,7 @@ from data_prep.nnunet.layout import (
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error, write_text_atomically
 from mvl_dist.metrics import case_metrics
+from mvl_dist.nifti import ALIGNED_MM, ALIGNED_VOXELS, orientation_of, parse_nifti
 from mvl_dist.regions import pairs_to_score, scored_regions
 from mvl_dist.splits import make_split
 from mvl_dist.store import CaseInfo, Manifest, array_sha256, read_array, read_manifest, regions_of
@@ -156,15 +156,14 @@ def read_prediction(folder: Path, info: CaseInfo, export: Export, layout: Layout
     except UserError as error:
         reason = str(error).partition("; ")[0]
         raise UserError(f"case {info.name}: {reason}: {again}") from error
-    turn = nib.orientations.io_orientation(image.affine)
-    affine = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape[:3])
-    label = nib.orientations.apply_orientation(np.asanyarray(image.dataobj), turn).T
+    orientation = orientation_of(image.affine, image.shape[:3])
+    label = orientation.canonical(np.asanyarray(image.dataobj))
     if label.shape != info.native_shape:
         raise UserError(
             f"{path}: case {info.name}: {_by(label.shape)} voxels (D, H, W) where the scan has "
             f"{_by(info.native_shape)}: {again}"
         )
-    apart = _distance(affine, np.array(info.affine), info)
+    apart = _distance(orientation.affine, np.array(info.affine), info)
     if apart > ALIGNED_MM + ALIGNED_VOXELS * min(info.spacing_mm):
         raise UserError(
             f"{path}: case {info.name}: its affine lies up to {apart:.3g} mm from the scan's: "

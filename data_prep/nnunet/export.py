@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.nifti import SourceFile, parse_nifti, read_source
+from data_prep.nifti import SourceFile, read_source
 from data_prep.nnunet.labels import Labels, labels_for
 from data_prep.nnunet.layout import (
     ENDING,
@@ -31,10 +31,11 @@ from data_prep.nnunet.layout import (
     read_export,
     sources_checksum,
 )
-from data_prep.parallel import default_workers, run_cases
 from data_prep.source import Pair, list_pairs, task_folders
 from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL, full_disk_is_a_user_error
+from mvl_dist.nifti import parse_nifti
+from mvl_dist.parallel import default_workers, run_cases
 from mvl_dist.splits import NUM_FOLDS, make_split
 from mvl_dist.store import Manifest, read_manifest
 from mvl_dist.tasks import load_task

@@ -28,9 +28,9 @@ from data_prep.nnunet.layout import (
     ensure_folds,
     model_name,
 )
-from data_prep.parallel import default_workers
 from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL, full_disk_is_a_user_error, write_text_atomically
+from mvl_dist.parallel import default_workers
 from mvl_dist.splits import NUM_FOLDS
 
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.parallel import run_cases
 from mvl_dist.errors import UserError
+from mvl_dist.parallel import run_cases
 from tests.data_prep.tiny import NAME, convert_tiny, make_tiny, nothing_half_written
 
 CONVERT = "import sys; from mvl_dist.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"

@@ -18,6 +18,7 @@ from mvl_dist.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Begin = Callable[[int], None]
 
 _PLAIN_LINE_EVERY_S = 10.0
 # One case a process is the parallelism; a pool of threads in each would fight over the cores.
@@ -34,9 +35,9 @@ def default_workers() -> int:
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
+def _threads_each(threads: int) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
     try:
         yield
     finally:
@@ -45,6 +46,15 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _begin_worker(begin: Begin | None, started: Any) -> None:
+    _end_with_parent()
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if begin is not None:
+        begin(number)
 
 
 def _end_with_parent() -> None:
@@ -84,12 +94,21 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 def run_cases(
-    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int, what: str
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    what: str,
+    begin: Begin | None = None,
+    threads: int = 1,
 ) -> Iterator[Result]:
     """Yield `work(job)` of every job as it comes, each job in one of `workers` processes.
 
     Only two jobs a worker are under way, so memory does not grow with their number. The first
     exception ends it: waiting jobs are dropped, running ones finish.
+
+    Args:
+        begin: called once in each process before its first job, with the process's number from 0.
+        threads: of each process, where there are several.
 
     Raises:
         UserError: a worker was killed or out of memory; or what `work` raised.
@@ -99,9 +118,11 @@ def run_cases(
     try:
         with _progress(what, len(jobs)) as advance:
             if workers == 1 or len(jobs) == 1:
+                if begin is not None:
+                    begin(0)
                 results: Iterator[Result] = map(work, jobs)
             else:
-                results = _in_processes(work, jobs, min(workers, len(jobs)))
+                results = _in_processes(work, jobs, min(workers, len(jobs)), begin, threads)
             for result in results:
                 advance()
                 yield result
@@ -110,13 +131,20 @@ def run_cases(
 
 
 def _in_processes(
-    work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    begin: Begin | None,
+    threads: int,
 ) -> Iterator[Result]:
     context = multiprocessing.get_context("spawn")
     waiting = iter(jobs)
+    first = (begin, context.Value("i", 0))
     with (
-        _one_thread_each(),
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool,
+        _threads_each(threads),
+        ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin_worker, initargs=first
+        ) as pool,
     ):
         running: set[Future[Any]] = {
             pool.submit(work, job) for job in itertools.islice(waiting, 2 * workers)

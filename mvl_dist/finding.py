@@ -1,4 +1,4 @@
-"""A run by what a person has of it: its folder, or its id in MLflow."""
+"""Where a run lies, by what a person has of it: a folder, an exported one, or an id in MLflow."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from mvl_dist.tracking import default_uri, download, get_run
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Two folders deep, so that nobody takes what is below for runs that were trained here.
 DOWNLOADED = "from-mlflow"
+# Artifacts of a run that make its folder; the last may be missing.
+ARTIFACTS = (CONFIG, ABOUT, "split.json", f"model/{BEST}")
+TEST_CASES = "test_cases.csv"
 
 
 def find_run(run: str) -> Path:
@@ -34,16 +37,41 @@ def find_run(run: str) -> Path:
         return Path(run)
     if not RUN_ID.fullmatch(run):
         raise UserError(
-            f"{run}: not a run's folder, and not an MLflow run id (32 hexadecimal digits); a "
-            "training prints its folder when it ends, MLflow shows the id on the run's page"
+            f"{run}: no such folder, and no MLflow run id (32 digits of 0-9, a-f); a training "
+            "prints its folder when it ends, MLflow shows the id on the run's page"
         )
     output = Path(os.environ.get("MVL_OUTPUT", "runs"))
     for pattern in (f"*/*/{RUN_FILE}", f"{DOWNLOADED}/*/*/{RUN_FILE}"):
         for file in sorted(output.glob(pattern)):
             about = RunFile.read(file.parent)
-            if about is not None and about.run_id == run:
+            if about is not None and about.run_id == run and (file.parent / CONFIG).is_file():
                 return file.parent
     return _from_mlflow(run, output)
+
+
+def find_model(run: str) -> Path:
+    """The folder of a trained model: config.yaml, run.json, split.json and best.safetensors.
+
+    Args:
+        run: as `find_run`, or a folder that `mvl export` wrote.
+
+    Raises:
+        UserError: as `find_run`; or the folder holds no trained model.
+    """
+    folder = find_run(run)
+    missing = [name for name in (CONFIG, ABOUT) if not (folder / name).is_file()]
+    if missing:
+        below = sorted(path.parent for path in folder.glob(f"**/{CONFIG}"))[:3]
+        hint = f"; did you mean {' or '.join(map(str, below))}?" if below else ""
+        raise UserError(
+            f"{folder}: neither a run's folder nor an exported one ({missing[0]} is missing){hint}"
+        )
+    if not (folder / BEST).is_file():
+        raise UserError(
+            f"{folder}: no trained model there yet ({BEST} is missing): the run has not reached "
+            "its first validation; go on with it by the same 'mvl train'"
+        )
+    return folder
 
 
 def _from_mlflow(run_id: str, output: Path) -> Path:
@@ -67,8 +95,10 @@ def _from_mlflow(run_id: str, output: Path) -> Path:
     folder = output / DOWNLOADED / task / found.info.run_name
     with full_disk_is_a_user_error(output):
         folder.mkdir(parents=True, exist_ok=True)
-    for file in (CONFIG, ABOUT, f"model/{BEST}"):
+    for file in (*ARTIFACTS, TEST_CASES):
         fetched = download(uri, run_id, file, folder)
+        if fetched is None and file == TEST_CASES:
+            continue
         if fetched is None:
             shutil.rmtree(folder)
             raise UserError(

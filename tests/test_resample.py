@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_prep.resample import linear_weights, resample_image, resample_label
+from mvl_dist.resample import linear_weights, resample_image, resample_label
 
 RNG = np.random.default_rng(0)
 

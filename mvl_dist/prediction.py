@@ -1,0 +1,94 @@
+"""One scan through trained models, to masks on its own grid: pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mvl_dist.errors import UserError
+from mvl_dist.intensity import normalise
+from mvl_dist.labelling import combine, label_map
+from mvl_dist.native_grid import to_native
+from mvl_dist.recipe import Recipe
+from mvl_dist.resample import resample_image
+from mvl_dist.tasks import Region
+
+Model = torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Result:
+    """A prediction on the scan's own grid, axes D, H, W of the RAS+ orientation.
+
+    Attributes:
+        labels: (D0, H0, W0) uint8, values of `values_of`.
+        masks: (R, D0, H0, W0), each region marked by itself, as `mvl evaluate` scores it.
+        probabilities: (R, D0, H0, W0) float32.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    masks: npt.NDArray[np.bool_]
+    probabilities: npt.NDArray[np.float32]
+
+
+def values_of(recipe: Recipe) -> tuple[Region, ...]:
+    """What a label map can hold, each with the one value that stands for it.
+
+    For `binary` that is 1, the foreground; else the task's own labels.
+    """
+    if recipe.config.data.target == "binary":
+        return (Region(recipe.task.foreground.name, (1,)),)
+    return recipe.task.label_regions
+
+
+def contains(recipe: Recipe) -> torch.Tensor:
+    """(L, R): 1 where a value of `values_of` is part of a region of the model."""
+    if recipe.config.data.target == "binary":
+        return torch.ones(1, 1)
+    rows = [
+        [float(value.labels[0] in region.labels) for region in recipe.regions]
+        for value in values_of(recipe)
+    ]
+    return torch.tensor(rows)
+
+
+def model_input(image: npt.NDArray[np.float32], recipe: Recipe) -> torch.Tensor:
+    """Raw intensities (C, D0, H0, W0) as the converter stores them: (C, D, H, W) float16."""
+    resampled = resample_image(normalise(image, recipe.normalisation), recipe.config.data.grid)
+    return torch.from_numpy(resampled.astype(np.float16))
+
+
+@torch.no_grad()
+def predict(image: npt.NDArray[np.float32], recipe: Recipe, models: Sequence[Model]) -> Result:
+    """Predict a scan by the mean of several models' probabilities.
+
+    Args:
+        image: (C, D0, H0, W0), the channels that the models take, raw, in the RAS+ orientation.
+        recipe: of all models.
+
+    Raises:
+        UserError: a model whose output is not finite.
+    """
+    volume = model_input(image, recipe)
+    shape = image.shape[1:]
+    activation = recipe.config.model.activation
+
+    def native_logits(model: Model) -> torch.Tensor:
+        weight = next(model.parameters())
+        logits = model(volume[None].to(weight.device, weight.dtype)).float()[0]
+        if not torch.isfinite(logits).all():
+            raise UserError("the model's output is not finite: it diverged, or was trained badly")
+        return to_native(logits, shape)
+
+    scores, probabilities = combine(map(native_logits, models), activation)
+    index = label_map(scores, contains(recipe))
+    values = torch.tensor([0, *(value.labels[0] for value in values_of(recipe))])
+    return Result(
+        values.to(index.device)[index].to(torch.uint8).cpu().numpy(),
+        (scores > 0).cpu().numpy(),
+        probabilities.cpu().numpy(),
+    )

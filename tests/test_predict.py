@@ -1,0 +1,157 @@
+"""`mvl predict` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mvl_dist.cli import main
+from tests.saved import config, save_run
+
+TASK = "Task91_PhantomTumour"
+
+
+@pytest.fixture(scope="module")
+def runs(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folds, whose store is not there any more."""
+    root = tmp_path_factory.mktemp("runs")
+    store = shutil.copytree(phantom_store, root / "store")
+    folders = [root / f"fold{fold}" for fold in range(2)]
+    for fold, folder in enumerate(folders):
+        save_run(folder, config(store, TASK, fold=fold, seed=fold, target="regions"))
+    shutil.rmtree(store)
+    return folders
+
+
+@pytest.fixture
+def scans(phantom_root: Path, tmp_path: Path) -> Path:
+    """A scan in one file, and one with a file a channel."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    one, two, *_ = sorted((phantom_root / TASK / "imagesTr").glob("*.nii.gz"))
+    shutil.copyfile(one, folder / "one.nii.gz")
+    image = nib.load(two)
+    for number, channel in enumerate(nib.four_to_three(image)):
+        nib.save(channel, folder / f"two_{number:04d}.nii.gz")
+    shutil.copyfile(two, tmp_path / "two.nii.gz")
+    return folder
+
+
+def predict(*arguments: object) -> int:
+    return main(["predict", *map(str, arguments)])
+
+
+def test_folds_are_averaged_and_every_file_lies_over_its_scan(
+    runs: list[Path], scans: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for folders, name in ((runs, "both"), (runs[:1], "first"), (runs[1:], "second")):
+        arguments = ("--input", scans, "--output", out / name, "--probabilities")
+        assert predict("--run", *folders, *arguments) == 0
+    for case, scan in (("one", "one.nii.gz"), ("two", "two_0000.nii.gz")):
+        like = nib.load(scans / scan)
+        both, first, second = (
+            nib.load(out / name / f"{case}_probabilities.nii.gz")
+            for name in ("both", "first", "second")
+        )
+        mean = (first.get_fdata() + second.get_fdata()) / 2
+        np.testing.assert_allclose(both.get_fdata(), mean, atol=1e-6)
+        labels = nib.load(out / "both" / f"{case}.nii.gz")
+        for image in (both, labels):
+            assert image.shape[:3] == like.shape[:3]
+            np.testing.assert_array_equal(image.affine, like.affine)
+        values = np.asarray(labels.dataobj)
+        about = json.loads((out / "both" / f"{case}.json").read_text())
+        names = {name: int(value) for value, name in about["values"].items()}
+        voxel_ml = np.prod(like.header.get_zooms()[:3]) / 1000
+        core = [names["non-enhancing tumor"], names["enhancing tumour"]]
+        for region, members in (("edema", [names["edema"]]), ("tumour core", core)):
+            assert about["volumes_ml"][region] == pytest.approx(
+                np.isin(values, members).sum() * voxel_ml, rel=1e-5
+            )
+        channel = about["probability_channels"].index("tumour core")
+        assert about["own_mask_volumes_ml"]["tumour core"] == pytest.approx(
+            (mean[..., channel] > 0.5).sum() * voxel_ml, rel=1e-3
+        )
+        assert len(about["models"]) == 2
+
+
+def test_what_is_there_is_kept_and_what_changed_is_predicted_again(
+    runs: list[Path], scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--run", runs[0], "--input", scans, "--output", tmp_path / "out")
+    assert predict(*arguments) == 0
+    assert "2 predicted, 0 kept" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / ".partial-one.nii.gz-0123").write_text("of a killed start")
+    assert predict(*arguments) == 0
+    assert "0 predicted, 2 kept" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    shutil.copyfile(tmp_path / "two.nii.gz", scans / "one.nii.gz")
+    assert predict(*arguments) == 0
+    assert "1 predicted, 1 kept" in capsys.readouterr().out
+    assert predict("--run", runs[1], *arguments[2:]) == 1
+    assert "is a prediction of another model" in capsys.readouterr().err
+    assert predict("--run", runs[1], *arguments[2:], "--overwrite") == 0
+    assert "2 predicted, 0 kept" in capsys.readouterr().out
+
+
+def test_a_bad_scan_is_named_and_the_others_are_predicted_in_several_processes(
+    runs: list[Path], scans: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "bad.nii.gz").write_bytes((scans / "one.nii.gz").read_bytes()[:1000])
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    assert predict("--run", runs[0], "--input", scans / "one.nii.gz", "--output", alone) == 0
+    capfd.readouterr()
+    assert predict("--run", runs[0], "--input", scans, "--output", out, "--workers", 2) == 1
+    printed = capfd.readouterr()
+    assert "2 predicted, 0 kept, 1 refused" in printed.out
+    errors = [line for line in printed.err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert f"{scans / 'bad.nii.gz'}: truncated gzip file" in errors[0]
+    assert "predict: 3/3" in printed.err
+    assert not list(out.glob("bad*"))
+    assert (out / "one.nii.gz").read_bytes() == (alone / "one.nii.gz").read_bytes()
+
+
+def test_mistakes_are_one_line_before_anything_is_written(
+    runs: list[Path], scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for arguments, reason in (
+        (("--run", runs[0], "--input", tmp_path / "empty", "--output", out), "holds no .nii.gz"),
+        (("--run", runs[0], "--input", tmp_path / "x", "--output", out), "no such file or folder"),
+        (("--run", runs[0], "--input", scans, "--output", scans), "holds the scans"),
+        (("--run", runs[0], "--input", scans, "--output", tmp_path / "file"), "cannot write to"),
+        (
+            ("--run", runs[0], "--input", scans, "--output", out, "--assume-orientation", "up"),
+            "--assume-orientation up",
+        ),
+        (("--run", runs[0], "--input", scans, "--output", out, "--workers", -1), "--workers -1"),
+    ):
+        assert predict(*arguments) == 1
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        assert reason in errors[0]
+    assert not out.exists()
+
+
+def test_models_of_different_questions_are_not_averaged(
+    runs: list[Path],
+    phantom_store: Path,
+    scans: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_run(tmp_path / "binary", config(phantom_store, TASK, target="binary"))
+    arguments = ("--input", scans, "--output", tmp_path / "out")
+    assert predict("--run", runs[0], tmp_path / "binary", *arguments) == 1
+    assert "cannot be averaged" in capsys.readouterr().err
