@@ -184,11 +184,12 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     rows, predictions = evaluate_cases(model, trained_plan, mine)
     seconds_per_case = (time.monotonic() - started) / max(len(mine), 1)
     rows = distributed.gather_objects(rows)
+    exhibits = distributed.gather_objects(_exhibits(model, trained_plan, predictions))
     if dist.get_rank() != 0:
         return
     rows.sort(key=lambda row: (row["case"], row["region"]))
     write_csv(rows, folder / "test_cases.csv")
-    _draw(plan, folder, rows, predictions[:3])
+    _show(trained_plan, folder, tracker, model, rows, exhibits)
     task = plan.manifest.task
     summary = summaries(rows, [region.name for region in plan.regions])
     step = result.position.step
@@ -212,23 +213,58 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     )
 
 
-def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], predictions: list[Any]) -> None:
+def _exhibits(model: Any, plan: Plan, predictions: list[Any]) -> list[Any]:
+    """What this rank's cases show; none, and a note, where that fails: all ranks go on alike."""
+    from mvl_dist import exhibit
+
+    try:
+        return exhibit.collect(model, plan, predictions)
+    except Exception as error:  # a picture's defect must not cost a training
+        distributed.say(f"note: no showcase of the test cases ({type(error).__name__}: {error})")
+        return []
+
+
+def _show(
+    plan: Plan,
+    folder: Path,
+    tracker: AnyTracker,
+    model: Any,
+    rows: list[dict[str, Any]],
+    exhibits: list[Any],
+) -> None:
+    """Picture, description and showcase of the test cases; a defect here is a note."""
+    from mvl_dist import exhibit, showcase
+
+    path = folder / showcase.FOLDER / showcase.FILE
+    try:
+        tracker.tags({"mlflow.note.content": exhibit.note_of(rows, path)})
+        _draw(plan, folder, rows, exhibits)
+        exhibit.write(path, plan, model, rows, exhibits)
+    except Exception as error:
+        distributed.say(f"note: no showcase of the test cases ({type(error).__name__}: {error})")
+    tracker.artifact(path, showcase.FOLDER)
+
+
+def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], exhibits: list[Any]) -> None:
+    """The worst, the median and the best test case as test_overlay.png."""
     from mvl_dist.data import load_image
+    from mvl_dist.evaluation import Prediction
     from mvl_dist.figures import overlay
+    from mvl_dist.showcase import chosen_by_rule, mean_dice
 
     store, task = plan.config.data.store, plan.manifest.task.name
-    regions = [region.name for region in plan.regions]
-    dice = {
-        prediction.case: [row["dice"] for row in rows if row["case"] == prediction.case]
-        for prediction in predictions
-    }
+    dice = mean_dice(rows)
+    rule = chosen_by_rule(dice)
+    wanted = dict.fromkeys(rule[which] for which in ("worst", "median", "best"))
+    known = {exhibit.case: exhibit for exhibit in exhibits}
+    shown = [known[case] for case in wanted if case in known]
     overlay(
         folder / "test_overlay.png",
-        predictions,
-        [load_image(store, task, p.case, "first")[0].float().numpy() for p in predictions],
-        regions,
-        [sum(dice[p.case]) / len(dice[p.case]) for p in predictions],
-        [plan.manifest.cases[p.case].spacing_mm for p in predictions],
+        [Prediction(e.case, e.predicted.masks(), e.reference.masks()) for e in shown],
+        [load_image(store, task, e.case, "first")[0].float().numpy() for e in shown],
+        [region.name for region in plan.regions],
+        [dice[e.case] for e in shown],
+        [plan.manifest.cases[e.case].spacing_mm for e in shown],
     )
 
 
