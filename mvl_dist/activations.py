@@ -18,12 +18,10 @@ import torch
 from torch import nn
 
 from mvl_dist.losses import region_logits
+from mvl_dist.showcase import STAGES
 
 Maps = dict[str, npt.NDArray[np.float32]]
-
-ENCODER, MAPPER_IN, MAPPER_OUT = "V_E(X)", "V_D1", "V_D2"
-DECODER, ATTENTION, OUTPUT = "V_D(Q)", "attention", "Y"
-STAGES = (ENCODER, MAPPER_IN, MAPPER_OUT, DECODER, ATTENTION, OUTPUT)
+ENCODER, MAPPER_IN, MAPPER_OUT, DECODER, ATTENTION, OUTPUT = STAGES
 
 
 def has_maps(model: nn.Module) -> bool:

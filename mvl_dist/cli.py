@@ -25,6 +25,7 @@ COMMANDS = {
     "train": ("mvl_dist.launch", "train one run under accelerate launch, and test it"),
     "study": ("mvl_dist.study.command", "a grid of runs: list, plan, status, next, run"),
     "evaluate": ("mvl_dist.evaluate", "score a trained run on its test or validation cases"),
+    "report": ("mvl_dist.report.command", "every table and figure of the paper beside ours"),
     "consolidate": ("mvl_dist.consolidate", "a run's last checkpoint as one safetensors file"),
     "nnunet": ("data_prep.nnunet.command", "the published nnU-Net: export, train, import"),
     "sync": ("mvl_dist.sync", "send a run's journal to MLflow"),

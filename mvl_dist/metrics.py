@@ -65,6 +65,13 @@ _CONNECTED_SHAPES: tuple[tuple[str, Sequence[tuple[int, int, int]], NDArray[np.i
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
 
+LOWER_IS_BETTER = ("hd95_mm", "hd100_mm", "false_positive_ml", "hd95_grid_voxels")
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of a metric is the better one."""
+    return metric not in LOWER_IS_BETTER
+
 
 @dataclass(frozen=True)
 class Summary:

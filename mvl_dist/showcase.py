@@ -32,6 +32,8 @@ FILE = "showcase.npz"
 FOLDER = "report"  # of a run's folder and of its MLflow artifacts
 LIMIT_BYTES = 8 * 2**20
 BINS = 15
+# Columns of the paper's Figure 3 after the image X; what each is: `mvl_dist.activations`.
+STAGES = ("V_E(X)", "V_D1", "V_D2", "V_D(Q)", "attention", "Y")
 
 Mask = npt.NDArray[np.bool_]
 Array = npt.NDArray[Any]
