@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from mvl_dist.losses import region_logits
+from mvl_dist.models.vit import ViTParts
 from mvl_dist.showcase import STAGES
 
 Maps = dict[str, npt.NDArray[np.float32]]
@@ -26,7 +27,7 @@ ENCODER, MAPPER_IN, MAPPER_OUT, DECODER, ATTENTION, OUTPUT = STAGES
 
 def has_maps(model: nn.Module) -> bool:
     """Whether a model is one of this project's ViTs, whose stages have the paper's names."""
-    return hasattr(model, "vit")
+    return isinstance(getattr(model, "vit", None), ViTParts)  # MONAI's UNETR has a `vit` too
 
 
 @torch.no_grad()

@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mvl_dist.report.layout import Table, Value, words
 from mvl_dist.report.results import Results
-from mvl_dist.report.stats import TASKS_AS_UNITS, counted, paired
+from mvl_dist.report.stats import TASKS_AS_UNITS, compared, counted
 from mvl_dist.report.tables import BASELINE, PROPOSED
 from mvl_dist.statistics import LEVEL, MIN_CASES_FOR_INTERVAL, Paired, compare, holm
 
@@ -83,6 +83,7 @@ class Verdict:
     question: Question
     answer: Answer
     sentence: str
+    preliminary: bool = False
 
 
 def effects(results: Results) -> list[Effect]:
@@ -91,10 +92,9 @@ def effects(results: Results) -> list[Effect]:
     for question in QUESTIONS:
         for task in results.tasks():
             first, second = (
-                results.cases(results.of(model=model, task=task))
-                for model in (question.first, question.second)
+                results.of(model=model, task=task) for model in (question.first, question.second)
             )
-            pairs[question.key, task] = paired(first, second, "dice")
+            pairs[question.key, task] = compared(results, first, second, "dice")
     adjusted = holm({key: pair.wilcoxon_p if pair else None for key, pair in pairs.items()})
     found = []
     for question in QUESTIONS:
@@ -136,9 +136,10 @@ def verdicts(results: Results, found: Sequence[Effect]) -> list[Verdict]:
         present, expected = counted(slots)
         models = {slot.model for slot in slots if slot.run}
         sentence = _sentence(question, given, of_question, models)
-        if present < expected and models:
+        preliminary = bool(models) and present < expected
+        if preliminary:
             sentence += f" Preliminary: {present} of the {expected} runs asked for are finished."
-        judged.append(Verdict(question, given, sentence))
+        judged.append(Verdict(question, given, sentence, preliminary))
     return judged
 
 
@@ -185,19 +186,24 @@ def _in_words(effect: Effect) -> str:
 
 def conclusion(judged: Sequence[Verdict]) -> str:
     """The claim's sentence: block and weights together."""
-    given: Mapping[str, Answer] = {verdict.question.key: verdict.answer for verdict in judged}
-    block, weights = given["block"], given["weights"]
+    half = {verdict.question.key: verdict for verdict in judged}
+    said = _conclusion(half["block"].answer, half["weights"].answer)
+    unfinished = half["block"].preliminary or half["weights"].preliminary
+    return f"{said} Preliminary: not all runs asked for are finished." if unfinished else said
+
+
+def _conclusion(block: Answer, weights: Answer) -> str:
     if block == "yes" and weights == "yes":
         return "Supported: the block helps, and it is the pre-trained weights that help."
-    if block in ("not shown", "no, worse", "mixed"):
+    if block == "cannot be said":
+        return "Cannot be said: the comparison of block against none is missing or too small."
+    if block != "yes":
         reason = {
             "not shown": "no gain from the block is shown",
             "no, worse": "the block makes it worse",
             "mixed": "the block helps on some tasks and harms on others",
         }[block]
         return f"Not supported by these runs: {reason}."
-    if block == "cannot be said":
-        return "Cannot be said: the comparison of block against none is missing or too small."
     if weights == "cannot be said":
         return (
             "Cannot be said: the block helps, but whether its pre-trained weights do is open: the "

@@ -18,7 +18,7 @@ from mvl_dist.report.costs import (
 )
 from mvl_dist.report.layout import Table, Value
 from mvl_dist.report.results import MEAN_OF_REGIONS, Results, Slot
-from mvl_dist.report.stats import MARKS, average_cell, cell, marks_of, paired, units
+from mvl_dist.report.stats import MARKS, average_cell, cell, compared, marks_of
 from mvl_dist.report.tables import PROPOSED, regions_said
 from mvl_dist.statistics import Paired
 
@@ -58,11 +58,7 @@ def control_table(results: Results, name: str) -> Table:
     models = list(dict.fromkeys(slot.model for slot in slots))
     against = PROPOSED if PROPOSED in models else models[-1]
     family: dict[tuple[str, ...], Paired | None] = {
-        (label, model): paired(
-            units(results, of_model(slots, against), metric),
-            units(results, of_model(slots, model), metric),
-            metric,
-        )
+        (label, model): compared(results, of_model(slots, against), of_model(slots, model), metric)
         for label, metric in (("Dice", "dice"), ("NSD", "nsd"))
         for model in models
         if model != against

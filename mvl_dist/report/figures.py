@@ -174,9 +174,14 @@ def _picture(axis: Any, showcase: Showcase, case: str, which: str | None) -> Non
     plane = showcase.array(case, "plane")
     if plane is not None:
         axis.imshow(plane, cmap="gray", vmin=0, vmax=255, origin="lower", extent=extent)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
     masks = showcase.masks(case, which) if which else None
-    for index in range(len(masks) if masks is not None else 0):
-        shown = masks[index, about["depth"]]  # type: ignore[index]
+    if masks is None:
+        return
+    # The largest first: a union would hide the outlines of its parts.
+    for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
+        shown = masks[index, about["depth"]]
         if shown.any():
             axis.contour(
                 shown.astype(float),
@@ -236,10 +241,11 @@ def figure3(results: Results, task: str) -> Figure | None:
 def _map(axis: Any, stage: str, values: Array | None, reference: Array | None) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
     if values is None:
+        axis.set_box_aspect(1)  # as wide as the pictures beside it
         axis.text(0.5, 0.5, "–", ha="center", va="center", transform=axis.transAxes)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
         return
     shown = values.astype(np.float32)
     if stage == "Y":

@@ -91,8 +91,34 @@ def cell(
     )
 
 
+def shared(first: Sequence[Slot], second: Sequence[Slot]) -> tuple[list[Slot], list[Slot]]:
+    """The finished slots of two models on the tasks, folds, seeds and fractions that both have.
+
+    A part-finished study must not compare one model's five folds with another's first.
+    """
+
+    def place(slot: Slot) -> tuple[object, ...]:
+        data = slot.asked.config.data
+        return data.task, data.fold, data.fraction, slot.asked.config.optim.seed
+
+    done = [[slot for slot in slots if slot.run] for slots in (first, second)]
+    common = set(map(place, done[0])) & set(map(place, done[1]))
+    one, other = ([slot for slot in slots if place(slot) in common] for slots in done)
+    return one, other
+
+
+def compared(
+    results: Results, first: Sequence[Slot], second: Sequence[Slot], metric: str
+) -> Paired | None:
+    """Second against first on what both have finished, over `units`; None if that is nothing."""
+    one, other = (units(results, slots, metric) for slots in shared(first, second))
+    if not one.keys() & other.keys():
+        return None
+    return compare(one, other, higher_is_better(metric))
+
+
 def units(results: Results, slots: Sequence[Slot], metric: str) -> dict[str, float]:
-    """What averages over tasks are compared by: tasks if there are five or more, else cases."""
+    """What models are compared by: cases; the tasks' means where there are five tasks or more."""
     by_task = {
         task: results.cases([slot for slot in slots if slot.task == task], metric)
         for task in sorted({slot.task for slot in slots})
@@ -116,13 +142,6 @@ def average_cell(
         for task in tasks
     ]
     return Cell(statistics.fmean(means), spread(means), len(means), runs, expected, marks, paper)
-
-
-def paired(first: Mapping[str, float], second: Mapping[str, float], metric: str) -> Paired | None:
-    """Second against first, None where they have no case in common."""
-    if not first.keys() & second.keys():
-        return None
-    return compare(first, second, higher_is_better(metric))
 
 
 def marks_of(family: Mapping[tuple[str, ...], Paired | None]) -> dict[tuple[str, ...], str]:

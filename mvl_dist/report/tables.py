@@ -14,9 +14,8 @@ from mvl_dist.report.stats import (
     TASKS_AS_UNITS,
     average_cell,
     cell,
+    compared,
     marks_of,
-    paired,
-    units,
 )
 from mvl_dist.statistics import Paired
 from mvl_dist.tasks import TASKS
@@ -83,11 +82,12 @@ def table2(results: Results) -> Table:
     for name, metric in METRICS.items():
         for task in tasks:
             for model in models[1:]:
-                first, second = (
-                    results.cases([s for s in slots if (s.model, s.task) == (m, task)], metric)
-                    for m in (BASELINE, model)
+                family[name, task, model] = compared(
+                    results,
+                    [s for s in slots if (s.model, s.task) == (BASELINE, task)],
+                    [s for s in slots if (s.model, s.task) == (model, task)],
+                    metric,
                 )
-                family[name, task, model] = paired(first, second, metric)
     marks = marks_of(family)
     rows: list[tuple[Value, ...]] = []
     for name, metric in {**METRICS, **FURTHER}.items():
@@ -120,10 +120,8 @@ def _averages(
 ) -> dict[tuple[str, ...], str]:
     """Marks of models against one of them, on averages over tasks."""
     family: dict[tuple[str, ...], Paired | None] = {
-        (name, model): paired(
-            units(results, results.of(table, model), METRICS[name]),
-            units(results, results.of(table, against), METRICS[name]),
-            METRICS[name],
+        (name, model): compared(
+            results, results.of(table, model), results.of(table, against), METRICS[name]
         )
         for name in names
         for model in models

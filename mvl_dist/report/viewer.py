@@ -92,13 +92,21 @@ def _case(
     masks |= {
         m: s.masks(case, "predicted") for m, s in showcases.items() if case in s.about["cases"]
     }
+    reference = masks["reference"]
+    errors = {
+        f"errors of {name}": error_map(mask, reference)
+        for name, mask in masks.items()
+        if name != "reference" and mask is not None and reference is not None
+    }
     return {
         "title": f"{task}, {which}: {case} (Dice {dice[case]:.2f})",
         "image": nifti(image, [mm / n for mm, n in zip(size, image.shape, strict=True)]),
         "volumes": [
-            {"name": name, "data": nifti(label_map(mask), about["spacing_mm"])}
-            for name, mask in masks.items()
-            if mask is not None
+            {"name": name, "data": nifti(labels, about["spacing_mm"])}
+            for name, labels in {
+                **{name: label_map(mask) for name, mask in masks.items() if mask is not None},
+                **errors,
+            }.items()
         ],
         "regions": list(holder.about["regions"]),
         "colours": [COLOURS[i % len(COLOURS)] for i in range(len(holder.about["regions"]))],
@@ -111,6 +119,18 @@ def label_map(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     for index in sorted(range(len(masks)), key=lambda i: -int(masks[i].sum())):
         labels[masks[index]] = index + 1
     return labels
+
+
+def error_map(
+    predicted: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """Where a prediction is wrong: 1 missed, 2 false foreground, 3 another region: (D, H, W)."""
+    found, there = predicted.any(0), reference.any(0)
+    errors = np.zeros(found.shape, np.uint8)
+    errors[(predicted != reference).any(0)] = 3
+    errors[there & ~found] = 1
+    errors[found & ~there] = 2
+    return errors
 
 
 def nifti(volume: Array, spacing_mm: Sequence[float]) -> str:

@@ -1,10 +1,13 @@
-// The page's 3D viewer: an image, its reference as outlines in lighter colours, a prediction.
+// The page's 3D viewer: an image; over it the reference, a prediction and where that is wrong.
 (function () {
   "use strict";
   const cases = JSON.parse(document.getElementById("viewer-data").textContent);
   const at = (id) => document.getElementById("viewer-" + id);
   const state = at("state");
   const say = (name, text) => { state.dataset.state = name; state.textContent = text; };
+  const errorNames = ["missed", "false", "another region"];
+  const errorColours = ["#3b5bff", "#ff2bd6", "#ffffff"];
+  const overlays = ["reference", "prediction", "errors"];
   let view = null;
   let shown = 0;
 
@@ -25,14 +28,21 @@
     const one = cases[at("case").value];
     const chosen = at("model").value;
     at("model").replaceChildren();
-    one.volumes.filter((v) => v.name !== "reference").forEach((v) => at("model").add(new Option(v.name, v.name)));
+    one.volumes.filter((v) => v.name !== "reference" && !v.name.startsWith("errors of ")).forEach((v) => at("model").add(new Option(v.name, v.name)));
     if (one.volumes.some((v) => v.name === chosen)) at("model").value = chosen;
-    at("legend").replaceChildren("Reference in lighter colours, prediction in full ones:");
-    one.regions.forEach((region, index) => {
-      const dot = document.createElement("i");
-      dot.style.background = one.colours[index];
-      at("legend").append(dot, region);
-    });
+    at("legend").replaceChildren();
+    const legend = (head, names, colours) => {
+      at("legend").append(head);
+      names.forEach((name, index) => {
+        const entry = document.createElement("span");
+        const dot = document.createElement("i");
+        dot.style.background = colours[index];
+        entry.append(dot, name);
+        at("legend").append(" ", entry);
+      });
+    };
+    legend("Regions (reference in lighter colours):", one.regions, one.colours);
+    legend(". Errors:", errorNames, errorColours);
   }
 
   async function volume(data, name, options) {
@@ -44,25 +54,32 @@
     const one = cases[at("case").value];
     say("loading", "Loading ...");
     while (view.volumes.length) view.removeVolume(view.volumes[0]);
-    const wanted = [["image", one.image, { colormap: "gray" }]];
-    for (const name of ["reference", at("model").value]) {
-      const found = one.volumes.find((v) => v.name === name);
-      if (found) wanted.push([name, found.data, { colormap: "red" }]);
-    }
-    for (const [name, data, options] of wanted) {
-      const loaded = await volume(data, name, options);
+    const model = at("model").value;
+    const light = labels(one.colours, 0.55), full = labels(one.colours, 0);
+    const wanted = [
+      ["image", one.image, null],
+      ["reference", find(one, "reference"), light],
+      [model, find(one, model), full],
+      ["errors", find(one, "errors of " + model), labels(errorColours, 0)],
+    ];
+    for (const [name, data, colours] of wanted) {
+      if (!data) continue;
+      const loaded = await volume(data, name, { colormap: colours ? "red" : "gray" });
       if (turn !== shown) return;
-      if (name !== "image") loaded.setColormapLabel(labels(one.colours, name === "reference" ? 0.55 : 0));
+      if (colours) loaded.setColormapLabel(colours);
       view.addVolume(loaded);
     }
     opacity();
-    say("ready", one.title + "; prediction: " + at("model").value);
+    say("ready", one.title + "; prediction: " + model);
   }
+
+  const find = (one, name) => (one.volumes.find((v) => v.name === name) || {}).data;
 
   function opacity() {
     const value = at("opacity").value / 100;
-    if (view.volumes.length > 1) view.setOpacity(1, at("reference").checked ? value : 0);
-    if (view.volumes.length > 2) view.setOpacity(2, at("prediction").checked ? value : 0);
+    overlays.forEach((name, index) => {
+      if (view.volumes.length > index + 1) view.setOpacity(index + 1, at(name).checked ? value : 0);
+    });
   }
 
   function type() {
@@ -81,7 +98,7 @@
     }
     try {
       view = new niivue.Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, isColorbar: false,
-        multiplanarForceRender: true, loadingText: "" });
+        multiplanarForceRender: true, crosshairWidth: 0.12, loadingText: "" });
       window.reportViewer = view;
       await view.attachToCanvas(at("canvas"));
       view.setInterpolation(true);
@@ -96,7 +113,7 @@
   at("case").addEventListener("change", () => { fillModels(); start().then(show); });
   at("model").addEventListener("change", () => show());
   at("view").addEventListener("change", type);
-  ["reference", "prediction", "opacity"].forEach((id) => at(id).addEventListener("input", opacity));
+  [...overlays, "opacity"].forEach((id) => at(id).addEventListener("input", opacity));
   fillModels();
   new IntersectionObserver((seen, watcher) => {
     if (seen.some((entry) => entry.isIntersecting)) { watcher.disconnect(); start(); }
