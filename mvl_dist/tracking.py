@@ -28,6 +28,8 @@ METRICS_A_BATCH = 1000  # MLflow's limit for one log_batch call
 PARAMS_A_BATCH = 100
 
 SPOOL = "spool:"
+# What makes MLflow's page show an experiment as trainings, not as traces of language models.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 ASK_AGAIN_SECONDS = 3.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -137,7 +139,7 @@ def _experiment(client: Any, uri: str, name: str, output: Path) -> str:
     location = str(output.resolve() / "artifacts") if uri.startswith("sqlite:") else None
     if client.get_experiment_by_name(name) is None:
         try:
-            client.create_experiment(name, location)
+            client.create_experiment(name, location, tags={KIND: TRAINING})
         except MlflowException:
             if client.get_experiment_by_name(name) is None:
                 raise

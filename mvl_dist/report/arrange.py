@@ -18,7 +18,7 @@ from typing import Any
 from mvl_dist.errors import UserError
 from mvl_dist.report.results import Results, Slot
 from mvl_dist.showcase import rank_cases
-from mvl_dist.tracking import SPOOL, asked, replace_table
+from mvl_dist.tracking import KIND, SPOOL, TRAINING, asked, replace_table
 
 PARENT = "mlflow.parentRunId"
 ROLE = "mvl.role"
@@ -54,12 +54,12 @@ def _row(results: Results, slot: Slot) -> dict[str, Any]:
     return {
         "model": slot.model,
         "fold": config.data.fold,
+        **{metric: round(statistics.fmean(v.values()), 4) for metric, v in values.items()},
+        "worst_case": rank_cases(dice)[0],
+        "worst_dice": round(min(dice.values()), 4),
+        "cases": len(dice),
         "fraction": config.data.fraction,
         "seed": config.optim.seed,
-        **{metric: statistics.fmean(found.values()) for metric, found in values.items()},
-        "cases": len(dice),
-        "worst_case": rank_cases(dice)[0],
-        "worst_dice": min(dice.values()),
         "run_id": slot.run.run_id,
     }
 
@@ -76,8 +76,8 @@ def failures(results: Results, task: str, run_id: str) -> list[dict[str, Any]]:
     return [
         {
             "case": case,
-            "best_run_dice": dice[case],
-            **{f"dice {model}": found.get(case) for model, found in others.items()},
+            "best_run_dice": round(dice[case], 4),
+            **{f"dice {m}": round(v[case], 4) if case in v else None for m, v in others.items()},
         }
         for case in rank_cases(dice)[:WORST]
     ]
@@ -92,6 +92,7 @@ def _write(
     client: Any,
 ) -> str:
     experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    client.set_experiment_tag(experiment_id, KIND, TRAINING)  # older experiments have none
     condition = f"tags.`{ROLE}` = 'parent' and tags.task = '{task}'"
     found = client.search_runs([experiment_id], condition, max_results=1)
     if found:
