@@ -102,7 +102,7 @@ def table2(results: Results) -> Table:
                 )
                 for task in tasks
             ]
-            rows.append((name if model == models[0] else "", model, *cells))
+            rows.append((name, model, *cells))
     return Table(
         "table2",
         "Table 2. ViT-Baseline and MedVisionLlama on every task",
