@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": ("mvl_dist.evaluate", "score a trained run on its test or validation cases"),
     "predict": ("mvl_dist.predict", "segment new scans with a trained run, or its folds averaged"),
     "export": ("mvl_dist.export", "a trained model as a small folder, or as a MONAI bundle"),
+    "report": ("mvl_dist.report.command", "every table and figure of the paper beside ours"),
     "consolidate": ("mvl_dist.consolidate", "a run's last checkpoint as one safetensors file"),
     "nnunet": ("data_prep.nnunet.command", "the published nnU-Net: export, train, import"),
     "sync": ("mvl_dist.sync", "send a run's journal to MLflow"),

@@ -150,7 +150,7 @@ def _score(
     cases = plan.split.test if split == "test" else plan.split.validation
     mine = share_by_size(cases, native_sizes(plan), *ranks)
     largest = choice.regions if choice else ()
-    rows, _ = evaluate_cases(model, plan, mine, split=split, largest=largest, keep=0)
+    rows = evaluate_cases(model, plan, mine, split=split, largest=largest)
     return sorted(distributed.gather_objects(rows), key=lambda row: str(row["case"]))
 
 

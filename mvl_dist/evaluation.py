@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +89,15 @@ def evaluate_cases(
     *,
     split: str = "test",
     largest: Sequence[str] = (),
-    keep: int = 3,
-) -> tuple[list[dict[str, Any]], list[Prediction]]:
-    """Metrics of each case and scored region, and the first predictions for pictures.
+    see: Callable[[Prediction], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Metrics of each case and scored region.
 
     Args:
         model: gives logits (1, C, D, H, W) of an image (1, C, D, H, W); an ensemble does too.
         largest: regions that the model marks of which only the largest component is kept.
-        keep: how many cases' masks are returned; a large CT's take half a gigabyte.
+        see: is shown each case's masks, for pictures; a large CT's take half a gigabyte, so none
+            are kept here.
 
     Returns:
         Rows that say what was scored (`task`, `model`, `fold`, `fraction`, `seed`, `split`, `case`,
@@ -104,7 +105,6 @@ def evaluate_cases(
     """
     model.eval()
     rows: list[dict[str, Any]] = []
-    kept: list[Prediction] = []
     task, config = plan.manifest.task, plan.config
     regions = scored_regions(task, config.data.target)
     about = {
@@ -126,11 +126,11 @@ def evaluate_cases(
         for region in regions:
             names = {"case": case, "region": region.name, "kind": region.kind}
             rows.append({**about, **names, **values[region.name]})
-        if len(kept) < keep:
+        if see is not None:
             label = torch.from_numpy(answer.native_label)
             reference = region_masks(label, plan.regions).bool().numpy()
-            kept.append(Prediction(case, answer.native, reference))
-    return rows, kept
+            see(Prediction(case, answer.native, reference))
+    return rows
 
 
 def largest_component_gains(model: torch.nn.Module, plan: Plan, cases: Iterable[str]) -> list[Gain]:

@@ -48,7 +48,9 @@ def overlay(
             axes[row], (None, prediction.reference, prediction.predicted), strict=True
         ):
             axis.imshow(plane, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent)
-            for index in range(len(regions) if masks is not None else 0):
+            # The largest first: a union would hide the outlines of its parts.
+            sizes = [int(mask.sum()) for mask in masks] if masks is not None else []
+            for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
                 shown = masks[index, middle]  # type: ignore[index]
                 if shown.any():
                     axis.contour(

@@ -141,6 +141,21 @@ def journalled_runs(output: Path, experiment: str) -> list[JournalledRun]:
     return found
 
 
+def journalled_experiments(output: Path) -> set[str]:
+    """Names of the experiments that runs under an output folder belong to."""
+    found = (RunFile.read(file.parent) for file in output.glob(f"*/*/{RUN_FILE}"))
+    return {about.experiment for about in found if about is not None}
+
+
+def curve(folder: Path, metric: str) -> dict[int, float]:
+    """A metric of a run, step -> value; the last value where a step was repeated."""
+    return {
+        entry["step"]: entry["values"][metric]
+        for entry in _entries(folder)
+        if entry["op"] == "metrics" and metric in entry["values"]
+    }
+
+
 def _journalled(folder: Path) -> JournalledRun:
     status = "RUNNING"
     tags: dict[str, str] = {}

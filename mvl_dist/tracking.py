@@ -9,6 +9,7 @@ all until then: nodes without a network need no server.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -27,6 +28,8 @@ METRICS_A_BATCH = 1000  # MLflow's limit for one log_batch call
 PARAMS_A_BATCH = 100
 
 SPOOL = "spool:"
+# What makes MLflow's page show an experiment as trainings, not as traces of language models.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 ASK_AGAIN_SECONDS = 3.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -101,7 +104,7 @@ def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
             if Path(operation["path"]).exists():
                 client.log_artifact(run_id, operation["path"], operation["folder"])
         elif kind == "table":
-            _replace_table(client, run_id, operation["columns"], operation["file"])
+            replace_table(client, run_id, operation["columns"], operation["file"])
         elif kind == "start":
             client.update_run(run_id, status="RUNNING")
         elif kind == "end":
@@ -110,7 +113,7 @@ def send(client: Any, run_id: str, operations: list[dict[str, Any]]) -> None:
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
 
 
-def _replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file: str) -> None:
+def replace_table(client: Any, run_id: str, columns: dict[str, list[Any]], file: str) -> None:
     """Log a table as MLflow's `log_table` does, which would append to one that is there."""
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     client.log_dict(run_id, {"columns": list(columns), "data": rows}, file)
@@ -150,7 +153,7 @@ def _experiment(client: Any, uri: str, name: str, output: Path) -> str:
     location = str(output.resolve() / "artifacts") if uri.startswith("sqlite:") else None
     if client.get_experiment_by_name(name) is None:
         try:
-            client.create_experiment(name, location)
+            client.create_experiment(name, location, tags={KIND: TRAINING})
         except MlflowException:
             if client.get_experiment_by_name(name) is None:
                 raise
@@ -346,8 +349,7 @@ def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []  # asking would make an empty database
 
-    def ask() -> list[Any]:
-        client = _client(uri)
+    def ask(client: Any) -> list[Any]:
         found = client.get_experiment_by_name(experiment)
         if found is None:
             return []
@@ -361,8 +363,23 @@ def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
             token = page.token or None
         return runs
 
+    return asked(uri, ask)
+
+
+@functools.lru_cache(maxsize=4)
+def client_of(uri: str) -> Any:
+    """A client to read with, made once."""
+    return _client(uri)
+
+
+def asked(uri: str, ask: Callable[[Any], T]) -> T:
+    """What a client of `uri` answers.
+
+    Raises:
+        UserError: it does not answer.
+    """
     try:
-        return _answered(ask)
+        return _answered(lambda: ask(client_of(uri)))
     except Exception as error:
         raise UserError(
             f"MLflow at {uri} cannot be asked ({_short(error)}): start the server, or unset "

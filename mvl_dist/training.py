@@ -196,14 +196,16 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     sizes = native_sizes(plan)
     mine = share_by_size(plan.split.test, sizes, dist.get_rank(), dist.get_world_size())
     started = time.monotonic()
-    rows, predictions = evaluate_cases(model, trained_plan, mine)
+    shown = _Exhibits(model, trained_plan)
+    rows = evaluate_cases(model, trained_plan, mine, see=shown.see)
     seconds_per_case = (time.monotonic() - started) / max(len(mine), 1)
     rows = distributed.gather_objects(rows)
+    exhibits = distributed.gather_objects(shown.exhibits)
     if dist.get_rank() != 0:
         return
     rows.sort(key=lambda row: row["case"])  # regions stay in their order
     write_csv(rows, folder / "test_cases.csv")
-    _draw(plan, folder, rows, predictions)
+    _show(trained_plan, folder, tracker, model, rows, exhibits)
     task = plan.manifest.task
     summary = summaries(rows)
     step = result.position.step
@@ -222,23 +224,66 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     )
 
 
-def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], predictions: list[Any]) -> None:
+class _Exhibits:
+    """What this rank's test cases show; a defect in showing them must not cost a training."""
+
+    def __init__(self, model: Any, plan: Plan) -> None:
+        self.model, self.plan = model, plan
+        self.exhibits: list[Any] = []
+
+    def see(self, prediction: Any) -> None:
+        """Take a case in."""
+        from mvl_dist import exhibit
+
+        try:
+            self.exhibits.append(exhibit.of_case(self.model, self.plan, prediction))
+        except Exception as error:
+            distributed.say(
+                f"note: {prediction.case} is not shown ({type(error).__name__}: {error})"
+            )
+
+
+def _show(
+    plan: Plan,
+    folder: Path,
+    tracker: AnyTracker,
+    model: Any,
+    rows: list[dict[str, Any]],
+    exhibits: list[Any],
+) -> None:
+    """Picture, description and showcase of the test cases; a defect here is a note."""
+    from mvl_dist import exhibit, showcase
+
+    path = folder / showcase.FOLDER / showcase.FILE
+    try:
+        tracker.tags({"mlflow.note.content": exhibit.note_of(rows, path)})
+        _draw(plan, folder, rows, exhibits)
+        exhibit.write(path, plan, model, rows, exhibits)
+    except Exception as error:
+        distributed.say(f"note: no showcase of the test cases ({type(error).__name__}: {error})")
+    tracker.artifact(path, showcase.FOLDER)
+
+
+def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], exhibits: list[Any]) -> None:
+    """The worst, the median and the best test case as test_overlay.png."""
     from mvl_dist.data import load_image
+    from mvl_dist.evaluation import Prediction
     from mvl_dist.figures import overlay
+    from mvl_dist.showcase import chosen_by_rule, mean_dice
 
     store, task = plan.config.data.store, plan.manifest.task.name
-    regions = [region.name for region in plan.regions]
-    dice = {
-        prediction.case: [row["dice"] for row in rows if row["case"] == prediction.case]
-        for prediction in predictions
-    }
+    dice = mean_dice(rows)
+    rule = chosen_by_rule(dice)
+    wanted = dict.fromkeys(rule[which] for which in ("worst", "median", "best"))
+    known = {exhibit.case: exhibit for exhibit in exhibits}
+    shown = [known[case] for case in wanted if case in known]
     overlay(
         folder / "test_overlay.png",
-        predictions,
-        [load_image(store, task, p.case, "first")[0].float().numpy() for p in predictions],
-        regions,
-        [sum(dice[p.case]) / len(dice[p.case]) for p in predictions],
-        [plan.manifest.cases[p.case].spacing_mm for p in predictions],
+        [Prediction(e.case, e.predicted.masks(), e.reference.masks()) for e in shown],
+        [load_image(store, task, e.case, "first")[0].float().numpy() for e in shown],
+        [region.name for region in plan.regions],
+        [dice[e.case] for e in shown],
+        [plan.manifest.cases[e.case].spacing_mm for e in shown],
     )
 
 

@@ -158,11 +158,11 @@ def test_an_ensemble_scores_the_mean_of_its_folds_on_the_held_out_cases(folds: l
             p = sum(model(image).double().sigmoid() for model in self.models) / 2
             return torch.logit(p)
 
-    expected, _ = evaluate_cases(Mean(), plan, plan.split.test)
+    expected = evaluate_cases(Mean(), plan, plan.split.test)
     for row, wanted in zip(scored, expected, strict=True):
         assert row["fold"] == "ensemble"
         assert float(row["dice"]) == pytest.approx(wanted["dice"], abs=2e-3)
-    single, _ = evaluate_cases(models[0][1], plan, plan.split.test)
+    single = evaluate_cases(models[0][1], plan, plan.split.test)
     assert [row["dice"] for row in single] != [row["dice"] for row in expected]
 
 
@@ -207,12 +207,12 @@ def test_the_largest_component_is_chosen_on_validation_and_applied_to_the_test(
     assert about["dice"].keys() == {region.name for region in plan.regions}
     wanted = [r for r, (before, after) in about["dice"].items() if after > before]
     assert about["regions"] == wanted
-    plain, _ = evaluate_cases(model, plan, plan.split.test)
-    cleaned, _ = evaluate_cases(model, plan, plan.split.test, largest=wanted)
+    plain = evaluate_cases(model, plan, plan.split.test)
+    cleaned = evaluate_cases(model, plan, plan.split.test, largest=wanted)
     scored = rows(folds[0] / "test_largest_component_cases.csv")
     assert [float(row["dice"]) for row in scored] == [row["dice"] for row in cleaned]
     # Drawn weights make noise, of which one component alone is another prediction.
-    every, _ = evaluate_cases(
+    every = evaluate_cases(
         model, plan, plan.split.test, largest=[region.name for region in plan.regions]
     )
     assert [row["predicted_ml"] for row in every] != [row["predicted_ml"] for row in plain]

@@ -10,6 +10,7 @@ from mvl_dist.config import RunConfig, smoke
 from mvl_dist.evaluation import (
     GRID_METRICS,
     METRICS,
+    Prediction,
     evaluate_cases,
     share_by_size,
     summaries,
@@ -53,7 +54,8 @@ def plan(phantom_store: Path) -> Plan:
 def test_a_perfect_answer_at_the_grid_is_nearly_perfect_in_the_scans_own_geometry(
     plan: Plan,
 ) -> None:
-    rows, predictions = evaluate_cases(Oracle(plan), plan, plan.manifest.cases, keep=8)
+    predictions: list[Prediction] = []
+    rows = evaluate_cases(Oracle(plan), plan, plan.manifest.cases, see=predictions.append)
     organ = [row for row in rows if row["region"] == "organ"]
     assert all(row["dice_grid"] == row["nsd_grid"] == 1 for row in rows)
     assert all(row["hd95_grid_voxels"] == 0 for row in rows)
@@ -67,7 +69,7 @@ def test_a_perfect_answer_at_the_grid_is_nearly_perfect_in_the_scans_own_geometr
 
 def test_an_empty_answer_scores_zero_and_the_images_diagonal(plan: Plan) -> None:
     case = plan.split.test[0]
-    rows, _ = evaluate_cases(Oracle(plan, empty=True), plan, [case])
+    rows = evaluate_cases(Oracle(plan, empty=True), plan, [case])
     info = plan.manifest.cases[case]
     diagonal = np.linalg.norm(np.multiply(info.native_shape, info.spacing_mm))
     for row in rows:
@@ -98,7 +100,10 @@ def test_the_conventions_stand_under_every_table() -> None:
 
 
 def test_rows_name_what_was_scored_and_each_region_its_kind(plan: Plan) -> None:
-    rows, kept = evaluate_cases(Oracle(plan), plan, plan.split.validation, split="validation")
+    kept: list[Prediction] = []
+    rows = evaluate_cases(
+        Oracle(plan), plan, plan.split.validation, split="validation", see=kept.append
+    )
     assert {row["case"] for row in rows} == set(plan.split.validation)
     assert {(row["model"], row["fold"], row["seed"], row["split"]) for row in rows} == {
         ("vit_baseline", 0, 0, "validation")
@@ -108,7 +113,7 @@ def test_rows_name_what_was_scored_and_each_region_its_kind(plan: Plan) -> None:
         region.name: "union" for region in plan.manifest.task.union_regions
     }
     assert set(rows[0]) >= {*METRICS, *GRID_METRICS}
-    assert len(kept) == min(3, len(plan.split.validation))
+    assert [prediction.case for prediction in kept] == list(plan.split.validation)
 
 
 def test_grid_figures_count_voxels_of_the_grid_as_the_paper_does(plan: Plan) -> None:
@@ -117,7 +122,7 @@ def test_grid_figures_count_voxels_of_the_grid_as_the_paper_does(plan: Plan) -> 
             return super().forward(image).roll(1, dims=2)
 
     case = plan.split.test[0]
-    rows, _ = evaluate_cases(Shifted(plan), plan, [case])
+    rows = evaluate_cases(Shifted(plan), plan, [case])
     (row,) = (row for row in rows if row["region"] == "organ")
     label = read_array(plan.config.data.store, plan.manifest.task.name, case, "label")
     organ = label == {name: value for value, name in plan.manifest.task.labels}["organ"]
@@ -162,7 +167,8 @@ def test_the_overlay_is_a_picture(plan: Plan, tmp_path: Path) -> None:
     import matplotlib.image
 
     case = plan.split.test[0]
-    _, predictions = evaluate_cases(Oracle(plan), plan, [case])
+    predictions: list[Prediction] = []
+    evaluate_cases(Oracle(plan), plan, [case], see=predictions.append)
     image = read_array(plan.config.data.store, plan.manifest.task.name, case, "image")[0]
     path = tmp_path / "overlay.png"
     spacing = plan.manifest.cases[case].spacing_mm

@@ -29,7 +29,7 @@ def make_run(output: Path, config: RunConfig, trained: bool = True) -> Path:
     """The run's folder; its weights depend on the fold."""
     config = replace(config, output=output)
     plan = make_plan(config)
-    model = runs.build(plan, None)
+    model = runs.build(plan.recipe, None)
     torch.manual_seed(config.data.fold + 1)
     weights = {
         name: value + 0.05 * torch.randn_like(value) for name, value in model.state_dict().items()

@@ -98,6 +98,6 @@ def test_every_model_learns_every_kind_of_target_and_predicts_the_same_again(
         with safe_open(folder / "best.safetensors", framework="pt") as best:
             saved = best.metadata()
         assert saved["dtype"] == precision
-        rows, _ = evaluate_cases(model.to(getattr(torch, precision)), plan, plan.split.validation)
+        rows = evaluate_cases(model.to(getattr(torch, precision)), plan, plan.split.validation)
         dice = sum(row["dice_grid"] for row in rows) / len(rows)
         assert dice == pytest.approx(float(saved["val_dice"]), abs=2e-3), folder.name

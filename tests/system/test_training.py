@@ -13,6 +13,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from mvl_dist.showcase import Showcase
 from mvl_dist.splits import make_split
 from mvl_dist.store import read_manifest
 from tests.system.launching import (
@@ -85,6 +86,11 @@ def test_mlflow_holds_config_provenance_curves_and_results(unbroken: Path) -> No
         assert len(client.get_metric_history(known["run_id"], key)) == len(curve(unbroken, key))
     artifacts = {item.path for item in client.list_artifacts(known["run_id"])}
     assert artifacts >= {"config.yaml", "split.json", "test_cases.json", "test_overlay.png"}
+    # What the report draws from, of both ranks' cases.
+    showcase = Showcase(Path(client.download_artifacts(known["run_id"], "report/showcase.npz")))
+    assert showcase.about["counts"]["test"] == len(showcase.about["cases"]) == 1
+    assert showcase.array("activation", "V_D1") is not None
+    assert "| worst |" in run.data.tags["mlflow.note.content"]
 
 
 def test_the_loss_falls_and_the_best_epoch_is_the_one_with_the_best_validation(
