@@ -28,8 +28,8 @@ Row = Mapping[str, Any]
 Values = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
-# The smallest p that a two-sided signed-rank test of four cases can give is 0.125 (of five, 0.0625):
-# such a comparison lists its cases.
+# The smallest p that a two-sided signed-rank test of four cases can give is 0.125, of five 0.0625:
+# a comparison of fewer than five lists its cases.
 MIN_CASES_FOR_TEST = 5
 # A bootstrap of fewer has little to draw from, and covers the truth too seldom.
 MIN_CASES_FOR_INTERVAL = 10
