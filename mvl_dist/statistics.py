@@ -1,9 +1,10 @@
 """What per-case values say about two models, or about many: pure functions on plain rows.
 
 A case is the unit. The models of five folds that score the same test cases are not five times as
-many cases: counting them so finds a difference in 41 % of comparisons where there is none. So
-values are averaged over folds and seeds for each case first (`per_case`), then compared
-(`compare`), and p-values are corrected over all comparisons that were declared together (`holm`).
+many cases: counted so, a third of comparisons finds a difference where there is none. So values are
+averaged over folds and seeds for each case first (`per_case`), then compared (`compare`), and
+p-values are corrected over all comparisons that were declared together (`holm`). The figures behind
+each rule: benchmarks/statistics_rules.py.
 
 `out_of_fold` puts the validation cases of all folds together instead: every case of a task, each
 scored once by a model that has not seen it, which gives up to ten times as many cases as the test
@@ -27,10 +28,10 @@ Row = Mapping[str, Any]
 Values = npt.NDArray[np.float64]
 K = TypeVar("K", bound=Hashable)
 
-# With fewer cases the smallest possible two-sided p of a signed-rank test is above 0.05: such a
-# comparison lists its cases.
+# The smallest p that a two-sided signed-rank test of four cases can give is 0.125, of five 0.0625:
+# a comparison of fewer than five lists its cases.
 MIN_CASES_FOR_TEST = 5
-# Below ten cases a 95 % bootstrap interval covers the truth in 81 to 93 % of samples.
+# A bootstrap of fewer has little to draw from, and covers the truth too seldom.
 MIN_CASES_FOR_INTERVAL = 10
 RESAMPLES = 9999
 LEVEL = 0.05
