@@ -81,7 +81,7 @@ def export(found: Path, output: Path, with_donor: bool = False, donor: str = "")
     from mvl_dist.trained import DONOR, read_recipe, weights_checksum
 
     recipe = read_recipe(found)
-    config, about = runs.read_description(found)
+    config, about = runs.about_run(found)
     needs_donor = MODELS[config.model.name].needs_donor
     if with_donor and not needs_donor:
         raise UserError(f"--with-donor: {config.model.name} holds no language-model block")
@@ -135,7 +135,7 @@ def _copy_donor(found: Path, folder: Path, asked: str) -> None:
     recipe = read_recipe(found)
     place = donor_of(found, recipe, asked)
     done = extract(place.source, place.layers, folder, seed=recipe.config.optim.seed)
-    expected = runs.read_description(found)[1].get("donor_checksum")
+    expected = runs.about_run(found)[1].get("donor_checksum")
     if done.checksum != expected:
         raise UserError(
             f"donor {place.source} is not the one that {found} was trained with (checksum "

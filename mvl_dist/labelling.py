@@ -1,4 +1,4 @@
-"""From logits of regions to one label map, and the mean over an ensemble.
+"""From logits of regions to one label map, and several models' logits to one.
 
 Regions are marked each by itself (sigmoid) and may overlap; a file holds one value a voxel. The map
 takes, at each voxel, the value that the logits together find most probable: a value's score is the
@@ -16,41 +16,37 @@ and log sigmoid(z) - log sigmoid(-z) = z.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 
 import torch
-
-from mvl_dist.losses import region_logits
-
-# Float32 probabilities reach 0 and 1, whose log-odds are infinite.
-NEAREST_TO_CERTAIN = 1e-7
+import torch.nn.functional as F
+from torch import Tensor
 
 
-def combine(models: Iterable[torch.Tensor], activation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and probabilities of the regions, (R, D, H, W) each; a score above 0 marks a region.
+def mean_probability(logits: Sequence[Tensor], activation: str) -> Tensor:
+    """Logits of the mean of several models' probabilities; of one model, its own.
+
+    In log space, so that a probability that rounds to 1 does not become an infinite logit.
 
     Args:
-        models: each model's logits on one grid, (R, D, H, W), for softmax (1 + R, D, H, W). Several
-            are averaged as probabilities; one keeps its logits as scores, to the last bit.
-        activation: sigmoid or softmax.
+        logits: (B, C, D, H, W) each.
+        activation: sigmoid (a logit for each region) or softmax (log-probabilities of the classes).
     """
-    waiting = iter(models)
-    first = next(waiting)
-    mean, count = _probabilities(first, activation), 1
-    for logits in waiting:
-        count += 1
-        mean += (_probabilities(logits, activation) - mean) / count
-    if activation == "softmax":  # log keeps the order of the classes
-        scores = region_logits((first if count == 1 else mean.log())[None], activation)[0]
-        return scores, mean[1:]
-    return first if count == 1 else mean.logit(NEAREST_TO_CERTAIN), mean
+    if len(logits) == 1:
+        return logits[0]
+    stacked = torch.stack(list(logits))
+    if activation == "softmax":
+        return stacked.log_softmax(2).logsumexp(0) - math.log(len(logits))
+    return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
 
 
-def _probabilities(logits: torch.Tensor, activation: str) -> torch.Tensor:
-    return logits.softmax(0) if activation == "softmax" else logits.sigmoid()
+def region_probabilities(logits: Tensor, activation: str) -> Tensor:
+    """(B, C, D, H, W) logits -> (B, R, D, H, W)."""
+    return logits.softmax(1)[:, 1:] if activation == "softmax" else logits.sigmoid()
 
 
-def label_map(scores: torch.Tensor, contains: torch.Tensor) -> torch.Tensor:
+def label_map(scores: Tensor, contains: Tensor) -> Tensor:
     """Index of the most probable label at each voxel: (D, H, W) int64, 0 the background.
 
     Args:

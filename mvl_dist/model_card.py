@@ -126,10 +126,11 @@ def _donor_lines(
     where = (
         "is in donor/, under its own licence"
         if (folder / "donor").is_dir()
-        else "is not in this folder; `mvl predict --donor PATH` says where it lies"
+        else "is not in this folder; `mvl predict` finds it by that name, or where --donor says"
     )
+    layers = "all layers" if donor.layers == "all" else f"layer {', '.join(map(str, donor.layers))}"
     return [
-        f"The frozen language-model block (layers {donor.layers} of {donor.source}, checksum "
+        f"The frozen language-model block ({layers} of {donor.source}, checksum "
         f"{about['donor_checksum']}) {where}.",
         "",
     ]

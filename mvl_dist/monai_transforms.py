@@ -17,7 +17,8 @@ from monai.transforms import MapTransform
 from torch.export.passes import move_to_device_pass
 
 from mvl_dist.intensity import normalise
-from mvl_dist.labelling import combine, label_map
+from mvl_dist.labelling import label_map
+from mvl_dist.losses import region_logits
 from mvl_dist.native_grid import to_native
 from mvl_dist.resample import resample_image
 
@@ -77,7 +78,7 @@ class LabelMapd(MapTransform):
         native = out[NATIVE]
         for key in self.keys:
             logits = torch.as_tensor(out[key]).float()
-            scores, _ = combine([to_native(logits, native["shape"])], self.activation)
+            scores = region_logits(to_native(logits, native["shape"])[None], self.activation)[0]
             labels = self.values.to(scores.device)[label_map(scores, self.contains)]
             labels = labels.permute(2, 1, 0)[None].to(torch.uint8).cpu()
             out[key] = MetaTensor(labels, meta=native["meta"])

@@ -11,7 +11,8 @@ import torch
 
 from mvl_dist.errors import UserError
 from mvl_dist.intensity import normalise
-from mvl_dist.labelling import combine, label_map
+from mvl_dist.labelling import label_map, mean_probability, region_probabilities
+from mvl_dist.losses import region_logits
 from mvl_dist.native_grid import to_native
 from mvl_dist.recipe import Recipe
 from mvl_dist.resample import resample_image
@@ -73,22 +74,20 @@ def predict(image: npt.NDArray[np.float32], recipe: Recipe, models: Sequence[Mod
     Raises:
         UserError: a model whose output is not finite.
     """
-    volume = model_input(image, recipe)
-    shape = image.shape[1:]
+    volume = model_input(image, recipe)[None]
     activation = recipe.config.model.activation
-
-    def native_logits(model: Model) -> torch.Tensor:
+    answers = []
+    for model in models:
         weight = next(model.parameters())
-        logits = model(volume[None].to(weight.device, weight.dtype)).float()[0]
-        if not torch.isfinite(logits).all():
+        answers.append(model(volume.to(weight.device, weight.dtype)).float())
+        if not torch.isfinite(answers[-1]).all():
             raise UserError("the model's output is not finite: it diverged, or was trained badly")
-        return to_native(logits, shape)
-
-    scores, probabilities = combine(map(native_logits, models), activation)
+    logits = to_native(mean_probability(answers, activation)[0], image.shape[1:])[None]
+    scores = region_logits(logits, activation)[0]
     index = label_map(scores, contains(recipe))
     values = torch.tensor([0, *(value.labels[0] for value in values_of(recipe))])
     return Result(
         values.to(index.device)[index].to(torch.uint8).cpu().numpy(),
         (scores > 0).cpu().numpy(),
-        probabilities.cpu().numpy(),
+        region_probabilities(logits, activation)[0].cpu().numpy(),
     )

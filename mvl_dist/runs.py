@@ -128,8 +128,8 @@ def with_best_weights(folder: Path, model: torch.nn.Module) -> torch.nn.Module:
     return model.to(dtype).eval()
 
 
-def read_description(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """What `write_description` wrote: the config, and run.json.
+def about_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """What a run's folder says of it: its config, and run.json.
 
     Raises:
         UserError: not a run's folder.
@@ -146,7 +146,7 @@ def read_description(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 
 def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Module]:
-    config, about = read_description(folder)
+    config, about = about_run(folder)
     if store is not None:
         config = replace(config, data=replace(config.data, store=store))
     plan = make_plan(config)

@@ -30,7 +30,7 @@ def read_recipe(folder: Path) -> Recipe:
     Raises:
         UserError: not a run's folder; or one from before run.json held this, whose store is away.
     """
-    config, about = runs.read_description(folder)
+    config, about = runs.about_run(folder)
     if "normalisation" not in about:
         return _recipe_from_store(folder)
     try:
@@ -43,7 +43,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def _recipe_from_store(folder: Path) -> Recipe:
-    config, about = runs.read_description(folder)
+    config, about = runs.about_run(folder)
     try:
         plan = make_plan(config)
     except UserError as error:
@@ -107,7 +107,7 @@ def _donor(folder: Path, recipe: Recipe, asked: str) -> Donor:
         raise UserError(
             f"{folder} needs its language-model block: {error}; or say where it lies with --donor"
         ) from error
-    expected = runs.read_description(folder)[1].get("donor_checksum")
+    expected = runs.about_run(folder)[1].get("donor_checksum")
     if donor.checksum != expected:
         raise UserError(
             f"donor {place.source} is not the one that {folder} was trained with (checksum "

@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.special import expit, log_expit, softmax
 
-from mvl_dist.labelling import combine, label_map
+from mvl_dist.labelling import label_map, mean_probability, region_probabilities
+from mvl_dist.losses import region_logits
 
 rng = np.random.default_rng(0)
 
@@ -40,28 +41,34 @@ def test_overlapping_labels_go_to_the_highest_logit_above_zero() -> None:
     assert label_map(logits, torch.eye(2)).flatten().tolist() == [2, 2, 0]
 
 
-def test_one_models_scores_are_its_logits() -> None:
-    logits = torch.tensor([1e-9, -1e-9, 90.0, -90.0]).reshape(1, 1, 2, 2)
-    scores, probabilities = combine([logits], "sigmoid")
-    assert torch.equal(scores, logits)
+def test_one_models_logits_stay_as_they_are() -> None:
+    logits = torch.tensor([1e-9, -1e-9, 90.0, -90.0]).reshape(1, 1, 1, 2, 2)
+    assert torch.equal(mean_probability([logits], "sigmoid"), logits)
+    probabilities = region_probabilities(logits, "sigmoid")
     np.testing.assert_allclose(probabilities, expit(logits.numpy()), rtol=1e-6)
 
 
 def test_several_models_are_averaged_as_probabilities() -> None:
-    models = [rng.normal(0, 4, (2, 4, 5, 6)).astype(np.float32) for _ in range(3)]
-    scores, probabilities = combine(map(torch.from_numpy, models), "sigmoid")
+    models = [rng.normal(0, 4, (1, 2, 4, 5, 6)).astype(np.float32) for _ in range(3)]
+    logits = mean_probability([torch.from_numpy(m) for m in models], "sigmoid")
     mean = np.mean([expit(m.astype(np.float64)) for m in models], axis=0)
-    np.testing.assert_allclose(probabilities, mean, atol=1e-6)
-    sure = abs(mean - 0.5) > 1e-6
-    np.testing.assert_array_equal((scores.numpy() > 0)[sure], (mean > 0.5)[sure])
+    np.testing.assert_allclose(region_probabilities(logits, "sigmoid"), mean, atol=1e-6)
+    np.testing.assert_array_equal(logits.numpy() > 0, mean > 0.5)
     votes = np.mean([m > 0 for m in models], axis=0) > 0.5
     assert (votes != (mean > 0.5)).any()  # not the majority of masks
 
 
+def test_certain_models_leave_finite_logits() -> None:
+    certain = torch.full((1, 1, 1, 1, 1), 120.0)
+    logits = mean_probability([certain, certain], "sigmoid")
+    assert float(logits) == pytest.approx(120.0, rel=1e-5)
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_softmax_takes_the_most_probable_class(count: int) -> None:
-    models = [rng.normal(0, 3, (4, 4, 5, 6)).astype(np.float32) for _ in range(count)]
-    scores, probabilities = combine(map(torch.from_numpy, models), "softmax")
-    mean = np.mean([softmax(m.astype(np.float64), axis=0) for m in models], axis=0)
-    np.testing.assert_allclose(probabilities, mean[1:], atol=1e-6)
-    np.testing.assert_array_equal(label_map(scores, torch.eye(3)), mean.argmax(axis=0))
+    models = [rng.normal(0, 3, (1, 4, 4, 5, 6)).astype(np.float32) for _ in range(count)]
+    logits = mean_probability([torch.from_numpy(m) for m in models], "softmax")
+    mean = np.mean([softmax(m.astype(np.float64), axis=1) for m in models], axis=0)
+    np.testing.assert_allclose(region_probabilities(logits, "softmax"), mean[:, 1:], atol=1e-6)
+    scores = region_logits(logits, "softmax")[0]
+    np.testing.assert_array_equal(label_map(scores, torch.eye(3)), mean[0].argmax(axis=0))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mvl_dist.evaluation import predict_case
+from mvl_dist.evaluation import evaluate_cases
 from mvl_dist.inputs import Case
 from mvl_dist.plan import Plan
 from mvl_dist.prediction import model_input, predict, values_of
@@ -47,7 +47,7 @@ def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
     _, from_store = load_trained(tmp_path / "run")
     recipe, model = load_model(tmp_path / "run")
     for case in plan.split.test:
-        expected, _ = predict_case(from_store, plan, case)
+        _, (expected,) = evaluate_cases(from_store, plan, [case])
         scan = scan_of(phantom_root / task / "imagesTr" / f"{case}.nii.gz", recipe)
         stored = read_array(phantom_store, plan.manifest.task.name, case, "image")
         given = model_input(scan.image, recipe).numpy()
@@ -81,7 +81,7 @@ def test_real_scans_too(msd_root: Path, tmp_path: Path) -> None:
     recipe, model = load_model(tmp_path / "run")
     for case in list(plan.manifest.cases)[:3]:
         scan = scan_of(root / "imagesTr" / f"{case}.nii.gz", recipe)
-        expected, _ = predict_case(model, plan, case)
+        _, (expected,) = evaluate_cases(model, plan, [case])
         np.testing.assert_array_equal(
             predict(scan.image, recipe, [model]).masks, expected.predicted
         )
