@@ -17,7 +17,8 @@ import torch
 
 from mvl_dist.activations import activation_maps, has_maps
 from mvl_dist.data import load_image, region_masks
-from mvl_dist.evaluation import Prediction
+from mvl_dist.losses import region_logits
+from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan
 from mvl_dist.showcase import (
     BINS,
@@ -52,25 +53,27 @@ class Exhibit:
 
 
 @torch.no_grad()
-def collect(model: torch.nn.Module, plan: Plan, predictions: Iterable[Prediction]) -> list[Exhibit]:
-    """This rank's cases: masks packed, and the model's probabilities binned (one forward each)."""
+def collect(model: torch.nn.Module, plan: Plan, cases: Iterable[str]) -> list[Exhibit]:
+    """This rank's cases, each from one forward: masks packed, probabilities binned."""
     data, task = plan.config.data, plan.manifest.task.name
+    activation = plan.config.model.activation
     weight = next(model.parameters())
     found = []
-    for prediction in predictions:
-        image = load_image(data.store, task, prediction.case, data.channels)
+    for case in cases:
+        image = load_image(data.store, task, case, data.channels)
         started = time.monotonic()
         logits = model(image[None].to(weight.device, weight.dtype)).float().cpu()
         seconds = time.monotonic() - started
-        softmax = plan.config.model.activation == "softmax"
-        probabilities = logits.softmax(1)[0, 1:] if softmax else logits.sigmoid()[0]
-        label = torch.from_numpy(read_array(data.store, task, prediction.case, "label"))
+        probabilities = logits.softmax(1)[0, 1:] if activation == "softmax" else logits.sigmoid()[0]
+        label = torch.from_numpy(read_array(data.store, task, case, "label"))
+        native_label = torch.from_numpy(read_array(data.store, task, case, "label_native"))
+        native = to_native(logits[0], native_label.shape)[None]
         target = region_masks(label, plan.regions)
         found.append(
             Exhibit(
-                prediction.case,
-                Packed.of(prediction.predicted),
-                Packed.of(prediction.reference),
+                case,
+                Packed.of((region_logits(native, activation)[0] > 0).numpy()),
+                Packed.of(region_masks(native_label, plan.regions).bool().numpy()),
                 {
                     region.name: reliability(probabilities[index], target[index])
                     for index, region in enumerate(plan.regions)

@@ -181,10 +181,10 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     trained_plan, model = load_trained(folder)
     mine = distributed.share(plan.split.test, dist.get_rank(), dist.get_world_size())
     started = time.monotonic()
-    rows, predictions = evaluate_cases(model, trained_plan, mine)
+    rows, _ = evaluate_cases(model, trained_plan, mine)
     seconds_per_case = (time.monotonic() - started) / max(len(mine), 1)
     rows = distributed.gather_objects(rows)
-    exhibits = distributed.gather_objects(_exhibits(model, trained_plan, predictions))
+    exhibits = distributed.gather_objects(_exhibits(model, trained_plan, mine))
     if dist.get_rank() != 0:
         return
     rows.sort(key=lambda row: (row["case"], row["region"]))
@@ -213,12 +213,12 @@ def _test(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult) -> N
     )
 
 
-def _exhibits(model: Any, plan: Plan, predictions: list[Any]) -> list[Any]:
+def _exhibits(model: Any, plan: Plan, cases: list[str]) -> list[Any]:
     """What this rank's cases show; none, and a note, where that fails: all ranks go on alike."""
     from mvl_dist import exhibit
 
     try:
-        return exhibit.collect(model, plan, predictions)
+        return exhibit.collect(model, plan, cases)
     except Exception as error:  # a picture's defect must not cost a training
         distributed.say(f"note: no showcase of the test cases ({type(error).__name__}: {error})")
         return []

@@ -17,7 +17,7 @@ LAYERS = [
         *("config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"),
         "showcase",
     },
-    {"store", "statistics"},
+    {"store", "statistics", "native_grid"},
     {"models"},
     {"plan", "tracking", "distributed", "augment", "data", "activations"},
     {"watchdog", "reshard", "tracked"},

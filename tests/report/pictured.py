@@ -56,7 +56,8 @@ def _log(output: Path, uri: str, run: StudyRun, store: Path) -> None:
     config = replace(run.config, data=replace(run.config.data, store=store))
     plan = make_plan(config)
     model = runs.build(plan, runs.load_run_donor(config)).eval()
-    rows, predictions = evaluate_cases(model, plan, (*plan.split.test, *plan.split.validation))
+    cases = (*plan.split.test, *plan.split.validation)
+    rows, _ = evaluate_cases(model, plan, cases)
 
     def finish(tracker: Tracker, folder: Path) -> None:
         from mvl_dist.evaluation import write_csv
@@ -64,7 +65,7 @@ def _log(output: Path, uri: str, run: StudyRun, store: Path) -> None:
         write_csv(rows, folder / "test_cases.csv")
         tracker.artifact(folder / "test_cases.csv")
         path = folder / FOLDER / FILE
-        exhibits = exhibit.collect(model, plan, predictions)
+        exhibits = exhibit.collect(model, plan, cases)
         exhibit.write(path, plan, model, rows, exhibits)
         tracker.artifact(path, FOLDER)
         tracker.tags({"mlflow.note.content": exhibit.note_of(rows, path)})
