@@ -92,14 +92,10 @@ def tidy(driver: Any) -> None:
     time.sleep(SETTLE_SECONDS)
 
 
-def scroll_to(text: str) -> Callable[[Any], None]:
-    """Scroll the place into view that begins with a text."""
-
-    def scroll(driver: Any) -> None:
-        place = driver.find_element("xpath", f"//*[starts-with(text(), '{text}')]")
-        driver.execute_script("arguments[0].scrollIntoView({block: 'end'})", place)
-
-    return scroll
+def unfold(driver: Any) -> None:
+    """Show the whole of a run's description."""
+    for found in driver.find_elements("xpath", "//*[text()='Show more']")[:1]:
+        found.click()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -132,9 +128,9 @@ def main(argv: Sequence[str]) -> None:
             tidy(driver)
             for file, address, text, prepare in (
                 ("mlflow_ranked", pages.ranked(), pages.best_name, None),
-                ("mlflow_task", pages.run(parent), "What it got wrong", scroll_to("report/index")),
+                ("mlflow_task", pages.run(parent), "What it got wrong", unfold),
                 ("mlflow_leaderboard", pages.run(parent, "leaderboard.json"), "worst_case", None),
-                ("mlflow_run", pages.run(pages.best), "held-out cases", scroll_to("Artifacts:")),
+                ("mlflow_run", pages.run(pages.best), "held-out cases", unfold),
                 ("mlflow_worst", pages.run(pages.best, "test_overlay.png"), "Path:", None),
             ):
                 driver.get(address)
