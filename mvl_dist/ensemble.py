@@ -16,7 +16,7 @@ from mvl_dist.config import RunConfig, to_plain
 from mvl_dist.errors import UserError
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.plan import Plan
-from mvl_dist.runs import load_trained, read_description
+from mvl_dist.runs import about_run, load_trained
 
 
 def mean_probability(logits: Sequence[Tensor], activation: str) -> Tensor:
@@ -97,9 +97,9 @@ def _check_together(folders: Sequence[Path]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--ensemble: {name} is given twice")
-    first, first_about = read_description(folders[0])
+    first, first_about = about_run(folders[0])
     for folder in folders[1:]:
-        config, about = read_description(folder)
+        config, about = about_run(folder)
         differing = [
             f"{key} {there.get(key)} and {here.get(key)}"
             for there, here in [(_decides(first), _decides(config))]

@@ -255,6 +255,10 @@ def _show(
     from mvl_dist import exhibit, showcase
 
     path = folder / showcase.FOLDER / showcase.FILE
+    if len(exhibits) < len(plan.split.test):
+        distributed.say(
+            f"note: the showcase holds {len(exhibits)} of the {len(plan.split.test)} test cases"
+        )
     try:
         tracker.tags({"mlflow.note.content": exhibit.note_of(rows, path)})
         _draw(plan, folder, rows, exhibits)

@@ -1,10 +1,17 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
 
-from mvl_dist.exhibit import note_of, reliability
+from mvl_dist.config import smoke
+from mvl_dist.evaluation import evaluate_cases
+from mvl_dist.exhibit import collect, note_of, reliability
+from mvl_dist.plan import make_plan
 from mvl_dist.report.extras import calibration_error
+from mvl_dist.runs import build
 from mvl_dist.showcase import BINS
 
 
@@ -48,9 +55,7 @@ def test_the_box_is_the_references_enlarged_by_half() -> None:
     assert reliability(torch.zeros(4, 4, 4), torch.zeros(4, 4, 4))["box"].sum() == 0
 
 
-def test_a_runs_description_names_its_worst_case(tmp_path: object) -> None:
-    from pathlib import Path
-
+def test_a_runs_description_names_its_worst_case() -> None:
     rows = [
         {"case": case, "region": region, "dice": dice, "hd95_mm": 3.0}
         for case, dice in (("good", 0.9), ("bad", 0.2), ("fair", 0.6))
@@ -59,3 +64,17 @@ def test_a_runs_description_names_its_worst_case(tmp_path: object) -> None:
     note = note_of(rows, Path("run/report/showcase.npz"))
     assert "| worst | bad | 0.200 | 3.0 |" in note
     assert "**Dice 0.567" in note
+
+
+def test_masks_are_those_that_are_scored(phantom_store: Path) -> None:
+    config = smoke()
+    data = replace(config.data, store=phantom_store, task="91", grid=(16, 16, 16))
+    plan = make_plan(replace(config, data=data, model=replace(config.model, name="vit_baseline")))
+    model = build(plan, None).eval()
+    (shown,) = collect(model, plan, plan.split.test)
+    rows, _ = evaluate_cases(model, plan, plan.split.test)
+    dice = {row["region"]: row["dice"] for row in rows}
+    pairs = zip(plan.regions, shown.predicted.masks(), shown.reference.masks(), strict=True)
+    for region, predicted, reference in pairs:
+        overlap = 2 * (predicted & reference).sum() / (predicted.sum() + reference.sum())
+        assert overlap == pytest.approx(dice[region.name])

@@ -16,6 +16,7 @@ from mvl_dist.report.tables import BASELINE, PROPOSED
 from mvl_dist.showcase import STAGES, Showcase, chosen_by_rule, rank_cases
 
 Array = npt.NDArray[Any]
+MOST_COLUMNS = 6  # models side by side: more could not be read
 RULE = (
     "Rule: cases of a task are ordered by Dice averaged over the models shown and their finished "
     "runs; best, median (the lower one of an even number) and worst are taken. A picture is of the "
@@ -85,7 +86,9 @@ def figure2(results: Results, task: str) -> Figure | None:
 
 def failures(results: Results, task: str) -> Figure | None:
     """The cases with the lowest Dice of MedVisionLlama, as every model segments them."""
-    models = list(first_runs(results, task, results.models()))
+    pair = shown_models(results)
+    order = [*pair, *(model for model in results.models() if model not in pair)]
+    models = list(first_runs(results, task, order))[:MOST_COLUMNS]
     if not models:
         return None
     judged = PROPOSED if PROPOSED in models else models[0]
@@ -99,8 +102,8 @@ def failures(results: Results, task: str) -> Figure | None:
         [(case, case) for case in worst],
         f"failures_{number}",
         f"Failures. {task}: the lowest Dice of {judged}",
-        "Every model's prediction in the slice with most reference; Dice is of the whole case and "
-        "of the first finished fold.",
+        f"Predictions of up to {MOST_COLUMNS} models in the slice with most reference; Dice is of "
+        "the whole case and of the first finished fold.",
     )
 
 

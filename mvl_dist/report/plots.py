@@ -220,13 +220,15 @@ def cost_against_dice(results: Results) -> Figure | None:
     if not points:
         return None
     plt = pyplot()
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     drawing, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     for index, (model, hour, dice) in enumerate(points):
         axis.plot(hour, dice, "o", color=COLOURS[index % len(COLOURS)], markersize=9, label=model)
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(axis="x", which="both", labelrotation=30)
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(xlabel="device hours of a run (training and validation)", ylabel="mean Dice")
     axis.margins(0.15)
     axis.grid(alpha=0.25, which="both")
