@@ -9,29 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mvl_dist.config import RunConfig, to_plain
 from mvl_dist.errors import UserError
+from mvl_dist.labelling import mean_probability
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.plan import Plan
 from mvl_dist.runs import about_run, load_trained
-
-
-def mean_probability(logits: Sequence[Tensor], activation: str) -> Tensor:
-    """Logits of the mean of several models' probabilities; of one model, its own.
-
-    In log space, so that a probability that rounds to 1 does not become an infinite logit.
-
-    Args:
-        logits: (B, C, D, H, W) each.
-        activation: sigmoid (a logit for each region) or softmax (log-probabilities of the classes).
-    """
-    stacked = torch.stack(list(logits))
-    if activation == "softmax":
-        return stacked.log_softmax(2).logsumexp(0) - torch.tensor(float(len(logits))).log()
-    return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
 
 
 class Ensemble(torch.nn.Module):

@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 
 from mvl_dist import evaluate
 from mvl_dist.checkpoint import BEST
-from mvl_dist.ensemble import Ensemble, load_ensemble, mean_probability
+from mvl_dist.ensemble import Ensemble, load_ensemble
 from mvl_dist.errors import UserError
 from mvl_dist.evaluation import evaluate_cases
 from mvl_dist.finding import find_run
+from mvl_dist.labelling import mean_probability
 from mvl_dist.runs import CONFIG, load_trained
 from mvl_dist.splits import make_split
 from mvl_dist.statistics import out_of_fold, per_case
