@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.debian import require
 
 PROGRAMS = ("chromium", "chromedriver")
 PACKAGES = ("chromium", "chromium-driver")
@@ -20,31 +20,6 @@ FLAGS = (
 )
 
 
-class NoChromiumError(Exception):
-    """Chromium is not installed and cannot be."""
-
-
-def install() -> None:
-    """Debian's packages, if they are missing and this is CI; elsewhere a person installs them.
-
-    Raises:
-        NoChromiumError: they are missing; says how they are installed.
-    """
-    if all(map(shutil.which, PROGRAMS)):
-        return
-    command = ["apt-get", "install", "--yes", "--no-install-recommends", *PACKAGES]
-    if not os.environ.get("CI"):
-        raise NoChromiumError(f"no Chromium: {' '.join(command)}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for before in (None, ["apt-get", "update"]):
-        if before:
-            subprocess.run(before, env=environment, capture_output=True, check=False)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode == 0:
-            return
-    raise NoChromiumError(f"'{' '.join(command)}' failed: {done.stderr.strip().splitlines()[-1:]}")
-
-
 @contextlib.contextmanager
 def browser(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Any]:
     """A Selenium driver for the duration of a `with` block.
@@ -53,9 +28,9 @@ def browser(profile: Path, width: int = 1280, height: int = 900) -> Iterator[Any
         profile: an empty folder for what the browser keeps.
 
     Raises:
-        NoChromiumError: no Chromium here.
+        NotInstalledError: no Chromium here, and it cannot be installed.
     """
-    install()
+    require(PROGRAMS, PACKAGES)
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from mvl_dist.cli import main
+from tests.debian import NotInstalledError
 from tests.report.pictured import TASK, log_pictured, phantom_study
 from tests.servers import MLflowServer
-from tests.system.chromium import NoChromiumError, body, browser, errors, shows, wait
+from tests.system.chromium import body, browser, errors, shows, wait
 from tests.system.screens import Pages, viewer_is_ready
 
 pytestmark = pytest.mark.browser
@@ -24,7 +25,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     running = browser(tmp_path_factory.mktemp("profile"), 1500, 900)
     try:
         started = running.__enter__()
-    except NoChromiumError as error:
+    except NotInstalledError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
