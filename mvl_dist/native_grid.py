@@ -3,7 +3,7 @@
 The converter brings a scan to one orientation by turning and mirroring whole axes, keeps its label
 untouched on those axes, and resamples the whole volume, uncropped, to the task's grid: both grids
 cover the same box, and the centre of voxel i of n lies at (i + 1/2) / n of it
-(data_prep/resample.py). Going back takes the same rule with the shapes exchanged, so a point of the
+(mvl_dist/resample.py). Going back takes the same rule with the shapes exchanged, so a point of the
 scan comes back where it was, and orientation needs no undoing: `label_native` has the same axes.
 """
 

@@ -284,7 +284,7 @@ def test_what_cannot_be_evaluated_is_one_line(
     down = f"http://127.0.0.1:{free_port()}"
     for uri, run, says in (
         (tracked.uri, "0" * 32, r"no run 0{32} in .*runs or in MLflow at sqlite"),
-        (tracked.uri, "no-such-run", r"not a run's folder, and not an MLflow run id"),
+        (tracked.uri, "no-such-run", r"no such folder, and no MLflow run id"),
         (tracked.uri, str(tracked.untrained), r"best.safetensors: no trained model there"),
         (tracked.uri, tracked.untrained_id, r"FINISHED\) has no model/best.safetensors"),
         (tracked.uri, str(tracked.folder.parent), r"not a run's folder"),
