@@ -54,11 +54,11 @@ def _row(results: Results, slot: Slot) -> dict[str, Any]:
     return {
         "model": slot.model,
         "fold": config.data.fold,
+        "fraction": config.data.fraction,
         **{metric: round(statistics.fmean(v.values()), 4) for metric, v in values.items()},
         "worst_case": rank_cases(dice)[0],
         "worst_dice": round(min(dice.values()), 4),
         "cases": len(dice),
-        "fraction": config.data.fraction,
         "seed": config.optim.seed,
         "run_id": slot.run.run_id,
     }
