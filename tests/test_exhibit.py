@@ -8,7 +8,7 @@ from sklearn.calibration import calibration_curve
 
 from mvl_dist.config import smoke
 from mvl_dist.evaluation import evaluate_cases
-from mvl_dist.exhibit import collect, note_of, reliability
+from mvl_dist.exhibit import Exhibit, note_of, of_case, reliability
 from mvl_dist.plan import make_plan
 from mvl_dist.report.extras import calibration_error
 from mvl_dist.runs import build
@@ -70,9 +70,12 @@ def test_masks_are_those_that_are_scored(phantom_store: Path) -> None:
     config = smoke()
     data = replace(config.data, store=phantom_store, task="91", grid=(16, 16, 16))
     plan = make_plan(replace(config, data=data, model=replace(config.model, name="vit_baseline")))
-    model = build(plan, None).eval()
-    (shown,) = collect(model, plan, plan.split.test)
-    rows, _ = evaluate_cases(model, plan, plan.split.test)
+    model = build(plan.recipe, None).eval()
+    seen: list[Exhibit] = []
+    rows = evaluate_cases(
+        model, plan, plan.split.test, see=lambda case: seen.append(of_case(model, plan, case))
+    )
+    (shown,) = seen
     dice = {row["region"]: row["dice"] for row in rows}
     pairs = zip(plan.regions, shown.predicted.masks(), shown.reference.masks(), strict=True)
     for region, predicted, reference in pairs:

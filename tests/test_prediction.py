@@ -8,10 +8,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from mvl_dist.evaluation import evaluate_cases
+from mvl_dist.evaluation import Prediction, evaluate_cases
 from mvl_dist.inputs import Case
 from mvl_dist.plan import Plan
 from mvl_dist.prediction import model_input, predict, values_of
@@ -24,6 +25,12 @@ from tests.saved import config, save_run
 
 TUMOUR, LESION = "Task91_PhantomTumour", "Task93_PhantomLesion"
 TURNED = ("RAS", "LPS", "LAS", "PSR", "SLA", "IPL", "RPI")
+
+
+def masks_from_store(model: torch.nn.Module, plan: Plan, case: str) -> npt.NDArray[np.bool_]:
+    seen: list[Prediction] = []
+    evaluate_cases(model, plan, [case], see=seen.append)
+    return seen[0].predicted
 
 
 def scan_of(path: Path, recipe: Recipe) -> Scan:
@@ -47,16 +54,16 @@ def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
     _, from_store = load_trained(tmp_path / "run")
     recipe, model = load_model(tmp_path / "run")
     for case in plan.split.test:
-        _, (expected,) = evaluate_cases(from_store, plan, [case])
+        expected = masks_from_store(from_store, plan, case)
         scan = scan_of(phantom_root / task / "imagesTr" / f"{case}.nii.gz", recipe)
         stored = read_array(phantom_store, plan.manifest.task.name, case, "image")
         given = model_input(scan.image, recipe).numpy()
         np.testing.assert_array_equal(given, stored[: len(recipe.modalities)])
         result = predict(scan.image, recipe, [model])
-        np.testing.assert_array_equal(result.masks, expected.predicted)
+        np.testing.assert_array_equal(result.masks, expected)
         assert 0.05 < result.masks.mean() < 0.95
         if len(recipe.regions) == 1 or recipe.config.model.activation == "softmax":
-            for value, mask in zip(values_of(recipe), expected.predicted, strict=True):
+            for value, mask in zip(values_of(recipe), expected, strict=True):
                 np.testing.assert_array_equal(result.labels == value.labels[0], mask)
 
 
@@ -81,10 +88,8 @@ def test_real_scans_too(msd_root: Path, tmp_path: Path) -> None:
     recipe, model = load_model(tmp_path / "run")
     for case in list(plan.manifest.cases)[:3]:
         scan = scan_of(root / "imagesTr" / f"{case}.nii.gz", recipe)
-        _, (expected,) = evaluate_cases(model, plan, [case])
-        np.testing.assert_array_equal(
-            predict(scan.image, recipe, [model]).masks, expected.predicted
-        )
+        expected = masks_from_store(model, plan, case)
+        np.testing.assert_array_equal(predict(scan.image, recipe, [model]).masks, expected)
 
 
 @pytest.fixture(scope="module")
