@@ -127,9 +127,9 @@ class Packer:
 
     def _least_gpus(self) -> dict[str, int]:
         """GPUs that each run needs for its memory; nothing on the CPU, whose memory is common."""
-        gpu_gib = self.options.gpu_gib or memory_of_gpus_gib()
-        if not self.gpus:
+        if not self.gpus or os.environ.get("DS_ACCELERATOR") == "cpu":
             return {}
+        gpu_gib = self.options.gpu_gib or memory_of_gpus_gib()
         if not gpu_gib:
             raise UserError("how much memory a GPU has cannot be asked: no nvidia-smi; --gpu-gib N")
         launcher = launcher_config(self.options.launcher or default_launcher())
