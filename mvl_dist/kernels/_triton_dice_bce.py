@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mvl_dist.kernels._runnable import device_of
 
@@ -111,6 +112,7 @@ class DiceBCE(torch.autograd.Function):
         return loss, counts
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dloss: Tensor, dcounts: None) -> tuple[Tensor, None, None]:
         z, t, coefficients = ctx.saved_tensors
         dz = torch.empty_like(z)

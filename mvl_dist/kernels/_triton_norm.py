@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mvl_dist.kernels._runnable import device_of, rows_of
 
@@ -131,6 +132,7 @@ class Norm(torch.autograd.Function):
         return y if residual is None else (y, s)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, ds: Tensor | None = None) -> tuple[Any, ...]:
         if dy is None:
             return ds, ds, None, None, None, None

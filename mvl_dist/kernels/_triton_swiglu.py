@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mvl_dist.kernels._runnable import device_of, rows_of
 
@@ -62,6 +63,7 @@ class SwiGLU(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
         rows, given, width = rows_of(gate_up), rows_of(dout), gate_up.shape[-1] // 2
