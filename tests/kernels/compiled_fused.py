@@ -17,6 +17,7 @@ import torch
 
 from mvl_dist.kernels import (
     _triton_dice_bce,
+    _triton_fp8,
     _triton_lora_linear,
     _triton_norm,
     _triton_swiglu,
@@ -86,9 +87,18 @@ def lora_linear(kind: str, capability: int) -> Iterator[tuple[str, Case]]:
         )
 
 
+def fp8_linear(kind: str, capability: int) -> Iterator[tuple[str, Case]]:
+    if kind == "bf16" and capability >= 90:
+        types = {"x": f"*{kind}", "values": "*fp8e4nv", "scales": "*fp32"}
+        types |= {"K": "i32:16", "stride": "i32:16", "largest": "fp32", "smallest_scale": "fp32"}
+        tiles = _triton_fp8.tiling(14336)
+        launch = {"num_warps": tiles.pop("num_warps")}
+        yield "fp8_linear rows", Case(_triton_fp8.quantise_kernel, types, tiles, launch)
+
+
 def main() -> None:
     for kind, capability in itertools.product(TYPES, (80, 90)):
-        for operation in (norms, swiglu, dice_bce, lora_linear):
+        for operation in (norms, swiglu, dice_bce, lora_linear, fp8_linear):
             for name, case in operation(kind, capability):
                 compiled = compile_for(
                     case.kernel, case.signature, case.constants, capability, **case.launch
