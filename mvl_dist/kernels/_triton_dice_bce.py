@@ -20,8 +20,13 @@ from torch.autograd.function import once_differentiable
 from mvl_dist.kernels._runnable import device_of
 
 BLOCK = 1024
-PART = 16 * BLOCK
-"""Values a program: counts up to here are exact in float32, and 128^3 voxels make 128 programs."""
+"""Values that a program of the gradient takes, 8 a thread."""
+
+SUMMED = 512
+"""Values that a program adds at a time: 4 a thread, as each has six sums in registers."""
+
+PART = 32 * SUMMED
+"""Values that it adds in all: counts are exact in float32, and 128^3 voxels make 128 programs."""
 
 SUMS = 6
 """p, t, p t, BCE, predicted and true, predicted; t is 0 or 1, so its sum is the count of true."""
@@ -97,7 +102,7 @@ class DiceBCE(torch.autograd.Function):
         parts = triton.cdiv(n, PART)
         shares = z.new_empty((rows, parts, SUMS), dtype=torch.float32)
         with device_of(z):
-            sums_kernel[(rows, parts)](z, t, shares, n, BLOCK=BLOCK, PART=PART)
+            sums_kernel[(rows, parts)](z, t, shares, n, BLOCK=SUMMED, PART=PART)
         sums = shares.sum(1, dtype=torch.float64)
         p, true, pt, bce, true_positive, positive = sums.unbind(1)
         overlap, total = 2 * pt + smooth, p + true + smooth
