@@ -11,6 +11,7 @@ REPO = Path(__file__).resolve().parent.parent
 # Who may import whom inside mvl_dist, lowest first; a module may import from lower layers only.
 LAYERS = [
     {"errors"},
+    {"kernels"},
     {"files"},
     {"journal"},
     {"config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"},
