@@ -62,7 +62,7 @@ class Chooser:
                     "--kernels auto takes torch where a kernel cannot run"
                 )
             return operation.triton_fused(*arguments, **options)
-        tensors = [value for value in (*arguments, *options.values()) if _is_tensor(value)]
+        tensors = [leaf for leaf in _leaves((*arguments, *options.values())) if _is_tensor(leaf)]
         if tensors[0].device.type not in self.measured:
             return in_torch(operation)(*arguments, **options)
         if self._pick(operation, tensors, arguments, options) == "triton":
@@ -73,7 +73,8 @@ class Chooser:
         name = name_of(operation)
         shapes = tuple((t.dtype, t.shape) for t in tensors)
         arguments, options = call
-        settings = tuple(x for x in (*arguments, *options.values()) if not _is_tensor(x))
+        leaves = _leaves((*arguments, *options.values()))
+        settings = tuple(leaf for leaf in leaves if not _is_tensor(leaf))
         key = (name, shapes, settings)
         any_batch = (name, tuple((dtype, shape[1:]) for dtype, shape in shapes))
         pick = self.picks.get(key)
@@ -207,6 +208,15 @@ def in_torch(operation: ModuleType) -> Callable[..., Any]:
     """The best plain PyTorch way of an operation."""
     way: Callable[..., Any] = getattr(operation, "torch_fast", operation.reference)
     return way
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    """Values without the tuples and lists around them; torch's own is slow beside an operation."""
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _leaves(value)
+        else:
+            yield value
 
 
 def _is_tensor(value: Any) -> bool:
