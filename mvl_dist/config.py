@@ -140,6 +140,9 @@ class RunConfig:
     """Continue from the last checkpoint of the same run where there is one."""
     keep_checkpoints: int = 2
     """Checkpoints kept for resuming, the newest ones; the best model is kept beside them."""
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    """How fused operations run: `auto` times Triton's against torch's on the GPU and takes the
+    faster (on a CPU torch's), `triton` refuses what its kernels cannot run; docs/kernels.md."""
 
 
 # ---------------------------------------------------------------------------------------- presets

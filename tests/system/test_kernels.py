@@ -1,0 +1,56 @@
+"""Kernels under DeepSpeed, in Triton's interpreter: the same run and curve, other operations."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.system.launching import curve, deepspeed_config, launch, run_folder, tags
+
+pytestmark = pytest.mark.tworank
+
+# Sums are formed in another order: float32 rounding, grown over the steps.
+RELATIVE_TOLERANCE = 5e-4
+
+
+@pytest.fixture(scope="module")
+def without_dropout(arguments: list[str]) -> list[str]:
+    return [*arguments, "--dropout", "0", "--epochs", "1"]
+
+
+def test_two_zero_ranks_with_kernels_follow_the_curve_without_and_it_is_the_same_run(
+    without_dropout: list[str], tmp_path: Path
+) -> None:
+    found = []
+    for kernels in ("auto", "triton"):
+        output = tmp_path / kernels
+        flags = [*without_dropout, "--output", str(output), "--kernels", kernels]
+        done = launch(flags, TRITON_INTERPRET="1")
+        assert done.code == 0, done.errors
+        found.append((run_folder(output).name, curve(output), curve(output, "val_loss")))
+        said = {"auto": "auto: torch on a CPU", "triton": "triton"}[kernels]
+        assert tags(output)["kernels"] == said
+        assert f"float32, kernels {said}" in done.output
+    (name, losses, validation), (other_name, other_losses, other_validation) = found
+    assert name == other_name
+    assert other_losses == pytest.approx(losses, rel=RELATIVE_TOLERANCE)
+    assert other_validation == pytest.approx(validation, rel=RELATIVE_TOLERANCE)
+    assert other_losses != losses
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has a GPU")
+def test_triton_without_a_gpu_is_one_line_and_leaves_nothing(
+    without_dropout: list[str], tmp_path: Path
+) -> None:
+    flags = [*without_dropout, "--output", str(tmp_path), "--kernels", "triton"]
+    done = launch(flags, TRITON_INTERPRET=None)
+    assert "--kernels triton: no CUDA device is visible here" in done.one_line()
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_weights_that_zero_3_partitions_are_no_ones_to_fuse(
+    without_dropout: list[str], tmp_path: Path
+) -> None:
+    flags = [*without_dropout, "--output", str(tmp_path), "--kernels", "triton"]
+    done = launch(flags, 2, deepspeed_config(tmp_path, 3), TRITON_INTERPRET="1")
+    assert "ZeRO-3 partitions its weights" in done.one_line()
+    assert "--kernels auto" in done.one_line()
