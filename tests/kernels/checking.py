@@ -84,10 +84,14 @@ def check(
         assert mine.shape == right.shape
         assert mine.dtype == theirs.dtype
         error = relative_error(mine, right)
-        assert error < LARGEST_ERROR[dtype], f"result {number} of {len(got)}: {error:.1e}"
+        few_numbers = 1 + 4 / mine.numel() ** 0.5  # their errors do not average out
+        limit = few_numbers * LARGEST_ERROR[dtype]
         if dtype in HALVES:
-            limit = 1.1 * relative_error(theirs, right) + 2e-2 * LARGEST_ERROR[dtype]
-            assert error <= limit, f"result {number} of {len(got)}: {error:.1e} > {limit:.1e}"
+            theirs_too = 1.1 * few_numbers * relative_error(theirs, right)
+            theirs_too += 2e-2 * LARGEST_ERROR[dtype]
+            # Small gradients are below float16's normal numbers, for torch too.
+            limit = theirs_too if dtype == torch.float16 else min(limit, theirs_too)
+        assert error <= limit, f"result {number} of {len(got)}: {error:.1e} > {limit:.1e}"
 
 
 def relative_error(got: Tensor, right: Tensor) -> float:
