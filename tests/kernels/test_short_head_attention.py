@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mvl_dist.kernels import short_head_attention
-from tests.kernels.attention_cases import SMALL, tiles
+from tests.kernels.attention_cases import SMALL, fewer, tiles
 from tests.kernels.checking import (
     DTYPES,
     HALVES,
@@ -20,7 +20,6 @@ from tests.kernels.checking import (
     Draw,
     as_double,
     check,
-    few,
     kept_bytes,
     on_gpu,
     poisoned,
@@ -41,7 +40,7 @@ def test_the_reference_is_attention() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-@few
+@fewer
 @given(
     st.integers(1, 2), st.integers(1, 140), st.integers(1, 3),
     st.sampled_from(short_head_attention.HEAD_SIZES), st.sampled_from(DTYPES),
@@ -83,7 +82,7 @@ def test_scores_of_any_size_leave_no_nan() -> None:
     assert flat[1].isfinite().all()
 
 
-@few
+@fewer
 @given(
     st.integers(1, 2), st.integers(1, 100), st.integers(1, 3), st.sampled_from(DTYPES),
     st.floats(0.01, 0.9), st.integers(0, 2**31),
