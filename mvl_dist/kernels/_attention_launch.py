@@ -3,6 +3,8 @@
 Imports Triton: an operation imports this module when its kernel is asked for.
 """
 
+# mypy: disable-error-code="import-untyped"
+
 from __future__ import annotations
 
 import math
@@ -24,6 +26,11 @@ def _tile(block: int, step: int, steps: int, fma: int, warps: int, stages: int) 
     return triton.Config(sizes, num_warps=warps, num_stages=stages)
 
 
+# The tuner chooses among these on the GPU itself; the first ones spill no register on either
+# architecture (tests/kernels/test_attention_compiled.py). Short heads: rows enough for the keys to
+# be read from L2 at half a byte a score, and registers for 12 to 16 warps a multiprocessor, so that
+# some compute exponentials while others multiply. FMA_STEPS 1 of 4 balances the special function
+# unit against instruction issue; not for dropout or `keys`, which issue more.
 TILES = {
     ("forward", "short"): [
         _tile(128, 64, 1, 0, 4, 2),
@@ -33,10 +40,10 @@ TILES = {
         _tile(64, 64, 4, 1, 2, 2),
     ],
     ("queries", "short"): [
+        _tile(64, 64, 1, 0, 4, 2),
+        _tile(64, 64, 4, 1, 4, 2),
         _tile(128, 32, 4, 0, 4, 2),
         _tile(128, 64, 4, 1, 4, 2),
-        _tile(64, 64, 4, 1, 4, 2),
-        _tile(128, 32, 4, 1, 4, 2),
         _tile(128, 64, 1, 0, 4, 2),
     ],
     ("keys", "short"): [
@@ -46,15 +53,37 @@ TILES = {
         _tile(64, 64, 1, 0, 4, 2),
         _tile(64, 32, 2, 0, 2, 2),
     ],
-    ("forward", "long"): [_tile(128, 64, 1, 0, 8, 2)],
-    ("queries", "long"): [_tile(128, 64, 1, 0, 8, 2)],
-    ("keys", "long"): [_tile(128, 32, 1, 0, 8, 2)],
+    ("forward", "long"): [
+        _tile(128, 64, 1, 0, 8, 2),
+        _tile(128, 64, 1, 0, 8, 3),
+        _tile(64, 64, 1, 0, 4, 2),
+        _tile(128, 128, 1, 0, 8, 2),
+    ],
+    ("queries", "long"): [
+        _tile(64, 64, 1, 0, 4, 2),
+        _tile(128, 32, 1, 0, 8, 3),
+        _tile(128, 64, 1, 0, 8, 2),
+    ],
+    ("keys", "long"): [
+        _tile(64, 32, 1, 0, 4, 2),
+        _tile(128, 32, 1, 0, 8, 2),
+        _tile(64, 64, 1, 0, 4, 2),
+    ],
+    # Three TF32 products for each, for comparisons rather than for speed.
+    ("forward", "float32"): [_tile(64, 32, 1, 0, 4, 2)],
+    ("queries", "float32"): [_tile(64, 16, 1, 0, 4, 2)],
+    ("keys", "float32"): [_tile(64, 16, 1, 0, 4, 2)],
 }
 
 
-def _tuned(name: str, heads: str) -> Any:
+def kind_of(size: int, dtype: torch.dtype) -> str:
+    """Which of `TILES` heads of a size in a precision have."""
+    return "float32" if dtype == torch.float32 else "long" if size > 32 else "short"
+
+
+def _tuned(name: str, kind: str) -> Any:
     kernel = getattr(_triton_attention, name, None) or getattr(_triton_attention_backward, name)
-    tiles = TILES[name, heads] if torch.cuda.is_available() else TILES[name, heads][:1]
+    tiles = TILES[name, kind] if torch.cuda.is_available() else TILES[name, kind][:1]
     key = ["T", "kv_heads" if name == "keys" else "heads", "D", "DROPOUT"]
     return triton.autotune(tiles, key, cache_results=True)(kernel)
 
@@ -113,9 +142,7 @@ def _launch(
 ) -> None:  # fmt: skip
     size = q.shape[3]
     with device_of(q):
-        KERNELS[name, "long" if size > 32 else "short"][
-            lambda sizes: (rows // sizes["BLOCK"] * pairs,)
-        ](
+        KERNELS[name, kind_of(size, q.dtype)][lambda sizes: (rows // sizes["BLOCK"] * pairs,)](
             *tensors,
             *numbers,
             GROUP=q.shape[2] // k.shape[2],
@@ -130,10 +157,6 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 def _rates(size: int, dropout: float) -> tuple[float, int, float]:
     """Scale of the scores for a base-2 exponential, limit of the hash, and rate that is kept."""
-    limit = keep_limit(dropout)
-    return math.log2(math.e) / math.sqrt(size), limit - (1 << 32) * (limit >> 31), limit / 2**32
-
-
-def keep_limit(dropout: float) -> int:
-    """Hashes below it, of 2^32, are kept."""
-    return round((1 - dropout) * 2**32)
+    limit = round((1 - dropout) * 2**32)
+    as_int32 = (limit + 2**31) % 2**32 - 2**31
+    return math.log2(math.e) / math.sqrt(size), as_int32, limit / 2**32

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: allow-untyped-defs, disable-error-code="import-untyped"
 # ruff: noqa: N803 (constants of a kernel are upper case, as Triton writes them)
 """Full attention in Triton, forward; and what both directions share.
 
@@ -10,7 +10,7 @@ sums stay in registers: the accumulator of one matrix product is laid out as the
 A base-2 exponential is one instruction of the GPU; the scale is in its one multiply-add.
 
 Layouts in memory: q, k, v (B, T, heads, D) with any strides but the last, which is 1; o
-(B, T, heads, D); lse (B, heads, rows) float32, where `rows` is T rounded up to `PAD`, +inf behind T.
+(B, T, heads, D); lse (B, heads, rows) float32 with `rows` = T rounded up to PAD, +inf behind T.
 """
 
 import os

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="no-untyped-def"
+# mypy: allow-untyped-defs, disable-error-code="import-untyped"
 # ruff: noqa: N803 (constants of a kernel are upper case, as Triton writes them)
 """Full attention in Triton, backward, in two kernels that write each gradient once.
 

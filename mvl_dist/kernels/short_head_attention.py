@@ -2,18 +2,25 @@
 
 What limits it, for the ViT of this project (batch 4, 4,096 tokens, 4 heads of 16, 16 blocks):
 
-    scores      4 x 4 x 4096^2 = 268 M a block, 4.29 G in all
-    products    forward 2 x 2 x 16 FLOP a score: 0.27 TFLOP; backward 5 of them: 0.69 TFLOP
-    exponential 16 a cycle and multiprocessor: 132 x 16 x 1.76 GHz = 3.7 T/s on an H100 or H200 (1.2
-                ms for 4.29 G), 108 x 16 x 1.41 GHz = 2.4 T/s on an A100 (1.8 ms)
-    memory      qkv and o of 16 blocks: 0.13 GB forward, under 0.1 ms
+    scores        4 x 4 x 4096^2 = 268 M a block, 4.29 G in all
+    products      2 x 2 x 16 FLOP a score forward, 0.27 TFLOP; five such backward, 0.69 TFLOP
+    exponentials  16 a cycle and multiprocessor: 132 x 16 x 1.76 GHz = 3.7 T/s on an H100 or H200,
+                  1.2 ms for 4.29 G; 108 x 16 x 1.41 GHz = 2.4 T/s on an A100, 1.8 ms
+    memory        0.13 GB of qkv and o forward, less than 0.1 ms
 
-At head size 128 the products of a score take eight times the matrix unit's time and hide its
-exponential; at 16 the exponential is the limit, and every instruction beside it counts: a warp
-issues eight in the time of one. So the kernels have no padding to 32 or 64 (16 is one step of the
-matrix instruction m16n8k16), no mask inside, no transposes, one multiply-add before the exponential
-and row sums by the matrix unit. docs in `_triton_attention`; what is compiled for sm_80 and sm_90
-is held by tests/kernels/test_attention_compiled.py.
+At head size 128 the products of a score take eight times as long as here and hide its exponential.
+At 16 the exponential is the limit, and what stands beside it counts: a multiprocessor starts 128
+lanes of instructions a cycle, so eight a score fit into the time of its exponential. Hence: no
+padding to 32 or 64 (16 is one step of the matrix instruction m16n8k16), one multiply-add before the
+exponential, row sums by the matrix unit, nothing masked but in the last step, no transposes.
+Compiled for an A100 the loops have 5.6 instructions a score forward, 5.6 for dq and 7.1 for dk and
+dv, for an H100 5.6, 6.5 and 8.0, and with dropout 10.3, 10.1 and 12.1 (10.4, 11.0 and 13.6):
+python -m tests.kernels.attention_compiled counts them.
+
+So the floor of this design is one exponential a score forward and two backward, where dq and dk
+with dv are kernels of their own (`_triton_attention_backward` says why): 3.5 ms a training step on
+an H100, 5.3 ms on an A100, less where the tuner picks a tile with a part of them on the FMA units.
+With dropout instructions are the limit, a third to a half above that. Not measured on a GPU yet.
 """
 
 from __future__ import annotations
@@ -129,7 +136,8 @@ class ShortHeadAttention(torch.autograd.Function):
         """qkv (B, T, 3, heads, D) -> (B, T, heads x D)."""
         from mvl_dist.kernels import _attention_launch
 
-        o, lse = _attention_launch.forward(*qkv.unbind(2), seed, dropout)
+        q, k, v = qkv.unbind(2)
+        o, lse = _attention_launch.forward(q, k, v, seed, dropout)
         ctx.save_for_backward(qkv, o, lse, seed)
         ctx.dropout = dropout
         return o.flatten(2)
@@ -142,7 +150,7 @@ class ShortHeadAttention(torch.autograd.Function):
 
         qkv, o, lse, seed = ctx.saved_tensors
         d_qkv = qkv.new_empty(qkv.shape)
-        _attention_launch.backward(
-            *qkv.unbind(2), o, lse, do.reshape(o.shape), seed, ctx.dropout, *d_qkv.unbind(2)
-        )
+        (q, k, v), (dq, dk, dv) = qkv.unbind(2), d_qkv.unbind(2)
+        do = do.reshape(o.shape)
+        _attention_launch.backward(q, k, v, o, lse, do, seed, ctx.dropout, dq, dk, dv)
         return d_qkv, None, None

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mvl_dist.kernels import gqa_attention
-from tests.kernels.attention_cases import SMALL, tiles
+from tests.kernels.attention_cases import SMALL, fewer, tiles
 from tests.kernels.checking import (
     DTYPES,
     HALVES,
     Draw,
     check,
-    few,
     kept_bytes,
     on_gpu,
     poisoned,
@@ -44,7 +43,7 @@ def test_the_reference_is_the_attention_of_transformers() -> None:
         torch.testing.assert_close(way(q, k, v), expected, rtol=1e-10, atol=1e-12)
 
 
-@few
+@fewer
 @given(
     st.integers(1, 2), st.integers(1, 90), st.integers(1, 2), st.integers(1, 4),
     st.sampled_from(gqa_attention.HEAD_SIZES), st.sampled_from(DTYPES), st.integers(0, 2**32),

@@ -7,12 +7,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mvl_dist.kernels import short_head_attention
-from tests.kernels.attention_cases import SMALL, tiles
+from mvl_dist.kernels import _triton_attention, short_head_attention
+from tests.kernels.attention_cases import SMALL, fewer, tiles
 from tests.kernels.checking import (
     DTYPES,
     HALVES,
@@ -20,7 +22,6 @@ from tests.kernels.checking import (
     Draw,
     as_double,
     check,
-    few,
     kept_bytes,
     on_gpu,
     poisoned,
@@ -41,7 +42,7 @@ def test_the_reference_is_attention() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
-@few
+@fewer
 @given(
     st.integers(1, 2), st.integers(1, 140), st.integers(1, 3),
     st.sampled_from(short_head_attention.HEAD_SIZES), st.sampled_from(DTYPES),
@@ -83,7 +84,7 @@ def test_scores_of_any_size_leave_no_nan() -> None:
     assert flat[1].isfinite().all()
 
 
-@few
+@fewer
 @given(
     st.integers(1, 2), st.integers(1, 100), st.integers(1, 3), st.sampled_from(DTYPES),
     st.floats(0.01, 0.9), st.integers(0, 2**31),
@@ -157,6 +158,31 @@ def test_the_kernel_repeats_bit_for_bit() -> None:
     with tiles(*SMALL):
         both = [results(short_head_attention.triton_fused, qkv) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+
+
+def test_the_gradient_may_be_one_number_for_all() -> None:
+    qkv = Draw(17, torch.float32).normal(1, 20, 3, 1, 16)
+    with tiles(*SMALL):
+        (got,) = torch.autograd.grad(short_head_attention.triton_fused(qkv).sum(), qkv)
+    (expected,) = torch.autograd.grad(short_head_attention.torch_fast(qkv).sum(), qkv)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@triton.jit
+def exponentials(x_ptr, y_ptr, N: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
+    at = tl.arange(0, N)
+    tl.store(y_ptr + at, _triton_attention.exp2(tl.load(x_ptr + at), True))
+
+
+def test_the_exponential_of_the_fma_units_is_within_a_fiftieth_of_bfloat16() -> None:
+    x = torch.linspace(-125, 8, 2**15, device=DEVICE)  # below is nothing, of whatever precision
+    y = torch.empty_like(x)
+    exponentials[(1,)](x, y, len(x))
+    error = (y.double() / x.double().exp2() - 1).abs().max()
+    assert float(error) < 2**-8 / 50
+    x.fill_(-float("inf"))
+    exponentials[(1,)](x, y, len(x))
+    assert float(y.max()) < 2e-38
 
 
 def test_backward_keeps_the_output_and_a_number_a_row() -> None:
