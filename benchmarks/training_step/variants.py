@@ -54,7 +54,7 @@ TINY_DONOR = {
     **{"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
 PAPER = Size(128, 8, 16, KNOWN_SHAPES["llama-3.1-8b"], torch.bfloat16)
-ON_A_CPU = Size(32, 4, 4, KNOWN_SHAPES["smollm2-135m"], torch.float32)
+ON_A_CPU = Size(24, 4, 4, KNOWN_SHAPES["smollm2-135m"], torch.float32)
 TINY = Size(8, 2, 1, TINY_DONOR, torch.float32)
 
 

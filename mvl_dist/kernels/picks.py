@@ -5,13 +5,14 @@
 A pick holds for a device, the versions of torch and Triton, and the very code of the kernels.
 """
 
+# mypy: disable-error-code="import-untyped"
+
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 from dataclasses import dataclass
@@ -64,8 +65,10 @@ class PickFile:
     """The picks that hold on a device; a file that cannot be read or written costs time only."""
 
     def __init__(self, device: str) -> None:
-        triton = importlib.metadata.version("triton")
-        self._where = f"{device}, torch {torch.__version__}, triton {triton}, kernels {_code()}"
+        import triton
+
+        versions = f"torch {torch.__version__}, triton {triton.__version__}"
+        self._where = f"{device}, {versions}, kernels {_code()}"
 
     def read(self, asked: Pick) -> Pick | None:
         """An earlier run's pick for the operation and what it is given."""
