@@ -140,8 +140,7 @@ def keys(
                 lse = tl.load(lse_ptr + head_row + query)
                 minus_delta = tl.load(minus_delta_ptr + head_row + query)
                 s = dot(k, tl.trans(q), tl.zeros([BLOCK, STEP], tl.float32))
-                on_fma: tl.constexpr = i < FMA_STEPS and q.dtype != tl.float32
-                p = exp2(s * scale - lse[None, :], on_fma)
+                p = exp2(s * scale - lse[None, :], i < FMA_STEPS and q.dtype != tl.float32)
                 base = tl.broadcast_to(minus_delta[None, :], s.shape)
                 dp = dot(v, tl.trans(do), base)
                 if DROPOUT:
