@@ -4,8 +4,8 @@ The loss is that of `mvl_dist.losses.dice_bce_loss`; per sample and region, with
 
     1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)  +  mean(BCE(p, t))
 
-Eager reads and writes the volume about ten times in float32 and keeps five such copies of it for
-backward; the kernel keeps logits and labels.
+Eager makes one pass over the volume for each operation, in float32, and keeps three such copies of
+it for backward; the kernel makes one pass in each direction and keeps logits and labels.
 """
 
 from __future__ import annotations

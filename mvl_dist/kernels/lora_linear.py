@@ -6,11 +6,12 @@ W is frozen: backward has no weight gradient, and keeps x only where an adapter 
 all parts. Weights that lie side by side in memory (`side_by_side.py`) are one matrix product.
 
 The product with W runs at the speed of the tensor cores, and there cuBLAS is hard to beat. What
-PEFT loses is around it: seven passes over y and a second one over x in forward. `torch_fast` writes
-the low-rank part first and lets cuBLAS add its product onto it: two passes over y are left, the
-second inside the product. `triton_fused` computes both in one kernel, whose tensor cores do
-rank / 128 to rank / 256 more: it pays where reading and writing dominate (the mappers of 64 to 4096
-and back), and has to be measured where they don't.
+PEFT loses is around it (counted here, not timed): it reads or writes y seven times where one would
+do, and x once more for each adapter. `torch_fast` writes the low-rank part first and lets cuBLAS
+add its product onto it: three times, two of them inside the product. `triton_fused` reads x and
+writes y once, in one kernel whose tensor cores do R / TILE_N more, 6 % at rank 16 on Hopper: it
+should pay where memory is the limit (the mappers of 64 to 4096 and back) and must be measured
+elsewhere, which `--kernels auto` does.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     s = x + residual    y = s / sqrt(mean(s^2) + eps) * w        (B, T, K) -> (y, s)
 
-s goes on as the residual stream. Eager RMSNorm of transformers keeps two float32 copies of s for
-backward; the kernel keeps s alone.
+s goes on as the residual stream. RMSNorm of transformers keeps a float32 copy of s for backward;
+the kernel keeps s itself.
 """
 
 from __future__ import annotations
