@@ -68,7 +68,7 @@ class Bench:
 
     def run(self) -> Result:
         """Measure in the order of importance."""
-        edge = 8192 if self.cuda else 512
+        edge = 8192 if self.cuda else 1024
         self.result.matmul_tflops = machine.matmul_tflops(self.device, self.size.dtype, edge)
         work = {name: self.tflop(name) for name in MODELS}
         for name in MODELS:
