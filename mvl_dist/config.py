@@ -146,6 +146,9 @@ class RunConfig:
     without it such a start is refused, for a changed flag would begin from nothing."""
     keep_checkpoints: int = 2
     """Checkpoints kept for resuming, the newest ones; the best model is kept beside them."""
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    """How fused operations run: `auto` times Triton's against torch's on the GPU and takes the
+    faster (on a CPU torch's), `triton` refuses what its kernels cannot run; docs/kernels.md."""
 
 
 # ---------------------------------------------------------------------------------------- presets

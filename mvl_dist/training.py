@@ -72,10 +72,13 @@ def _fit_batch(plan: Plan, world_size: int) -> Plan:
 def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTracker, FitResult]:
     from mvl_dist import runs
     from mvl_dist.engine import Trainer, dtype_name, prepare_engine, running_stage
+    from mvl_dist.kernels import dispatch
     from mvl_dist.models.count import donor_parameter_names, parameter_report
     from mvl_dist.tracking import NullTracker, Tracker, default_uri
 
     config = plan.config
+    if config.kernels == "triton":
+        dispatch.require_triton()
     donor = runs.load_run_donor(config)
     donor_checksum = donor.checksum if donor else ""
     model = runs.build(plan.recipe, donor)
@@ -104,15 +107,42 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
         "precision": dtype_name(engine),
         "donor_checksum": donor_checksum,
         "device": _device_name(accelerator),
+        "kernels": _kernels(config.kernels, accelerator),
         "key": key,
     }
     _describe(plan, tracker, folder, counts, running)
+    _configure_kernels(config.kernels, accelerator, tracker)
     try:
         result = Trainer(plan, engine, folder, tracker, donor_names, checksum).fit()
     except BaseException:
         _close(tracker, "FAILED")
         raise
     return folder, tracker, result
+
+
+def _kernels(policy: str, accelerator: Accelerator) -> str:
+    """The policy in words: what `auto` comes to is known at once where there is no GPU."""
+    on_cpu = policy == "auto" and accelerator.device.type == "cpu"
+    return "auto: torch on a CPU" if on_cpu else policy
+
+
+def _configure_kernels(policy: str, accelerator: Accelerator, tracker: AnyTracker) -> None:
+    """Set how fused operations run in this run; what is picked is said once and tagged."""
+    from mvl_dist.kernels import dispatch
+
+    picked: dict[str, list[str]] = {}
+
+    def tell(pick: dispatch.Pick) -> None:
+        distributed.say(f"kernels: {pick}")
+        picked.setdefault(pick.operation, []).append(str(pick))
+        tracker.tags({f"kernels.{pick.operation}": "; ".join(picked[pick.operation])})
+
+    dispatch.configure(
+        policy,
+        leads=accelerator.is_main_process,
+        share=distributed.from_rank_0,
+        tell=tell,
+    )
 
 
 def _device_name(accelerator: Accelerator) -> str:
@@ -153,7 +183,7 @@ def _describe(
         f"validation, {len(split.test)} test cases; {config.model.name}, "
         f"{counts['trainable']:,} trainable and {counts['frozen']:,} frozen parameters; "
         f"{running['world_size']} ranks{nodes}, DeepSpeed ZeRO-{running['zero_stage']}, "
-        f"{running['precision']}\n{folder}"
+        f"{running['precision']}, kernels {running['kernels']}\n{folder}"
     )
     tracker.params(described(config, MODELS[config.model.name].reads))
     tracker.params({"parameters": counts})

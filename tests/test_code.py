@@ -13,6 +13,7 @@ LAYERS = [
     {"errors"},
     {"files"},
     {"journal"},
+    {"kernels"},
     {
         *("config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"),
         *("postprocess", "launcher", "resample", "intensity", "nifti", "parallel", "native_grid"),

@@ -125,6 +125,25 @@ def test_identity_changes_with_what_decides_the_result_and_with_nothing_else(
     assert len({same, *others}) == 7
 
 
+@pytest.mark.parametrize("kernels", ["triton", "torch"])
+def test_how_operations_run_does_not_rename_a_run(kernels: str) -> None:
+    """The literals are what version 0.3.0 printed, which had no such setting."""
+    config = dataclasses.replace(PRESETS["smoke"](), kernels=kernels)  # type: ignore[arg-type]
+    reads = MODELS["medvisionllama"].reads
+    assert identity(config, reads, "data", "donor") == "38053b12c5"
+    assert request_key(config, reads) == "3f2031a599"
+    assert identity(config, MODELS["vit_baseline"].reads, "data") == "b7fd85f5da"
+
+
+def test_a_config_saved_before_there_were_kernels_loads(tmp_path: Path) -> None:
+    saved = to_plain(RunConfig())
+    del saved["kernels"]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(saved))
+    assert load_yaml(file, RunConfig()).kernels == "auto"
+    assert parse(["--config", str(file), "--kernels", "torch"]).kernels == "torch"
+
+
 def test_a_model_without_a_donor_is_the_same_run_whatever_the_donor_flags_say() -> None:
     first = parse(["--model", "vit_baseline"])
     second = parse(["--model", "vit_baseline", "--donor", "smollm2-135m", "--lora-rank", "4"])

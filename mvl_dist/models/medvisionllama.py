@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from mvl_dist.errors import UserError
+from mvl_dist.kernels import dispatch, lora_linear
+from mvl_dist.models import adapted
 from mvl_dist.models.vit import ViTParts
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ class Mappers(nn.Module):
         super().__init__()
         self.into = nn.Linear(width, hidden)
         self.back = nn.Linear(hidden, width)
+
+    def map(self, linear: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+        """One of the two, with its adapter in one pass where that can be."""
+        if not adapted.has_adapter(linear):
+            return linear(tokens)
+        if dispatch.composes("mappers", tokens, adapted.why_not([linear])):
+            return dispatch.run(lora_linear, tokens, adapted.parts([linear]))[0]
+        return linear(tokens)
 
 
 class RefinedViT(nn.Module):
@@ -70,8 +80,8 @@ class MedVisionLlama(RefinedViT):
 
     def refine(self, tokens: torch.Tensor) -> torch.Tensor:
         """P -> Q of equation 2: (B, T, width) -> (B, T, width)."""
-        hidden = self.mappers.into(tokens)
-        return self.mappers.back(self.llm(hidden) + hidden)
+        hidden = self.mappers.map(self.mappers.into, tokens)
+        return self.mappers.map(self.mappers.back, self.llm(hidden) + hidden)
 
 
 def linear_names(block: nn.Module) -> list[str]:

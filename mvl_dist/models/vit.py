@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mvl_dist.kernels import dispatch, layer_norm, short_head_attention
+
 if TYPE_CHECKING:
     from mvl_dist.models import ModelSpec
 
@@ -77,11 +79,25 @@ class Attention(nn.Module):
         """(B, T, width) -> (B, T, width)."""
         batch, length, width = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, length, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        mixed = self.projection(mixed.transpose(1, 2).flatten(2))
+        mixed = self.projection(dispatch.run(short_head_attention, qkv, dropout=dropout))
         return F.dropout(mixed, self.dropout, self.training)
+
+
+class AddNorm(nn.Module):
+    """A branch's output added to the residual stream, and the sum's LayerNorm."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self, branch: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, width), twice or once -> (the sum's LayerNorm, the sum)."""
+        return dispatch.run(layer_norm, branch, self.weight, self.bias, self.eps, residual)
 
 
 class Block(nn.Module):
@@ -89,9 +105,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, dropout: float) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = AddNorm(width)
         self.attention = Attention(width, heads, dropout)
-        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_norm = AddNorm(width)
         self.mlp = nn.Sequential(
             nn.Linear(width, mlp_ratio * width),
             nn.GELU(),
@@ -102,8 +118,9 @@ class Block(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, width) -> (B, T, width)."""
-        tokens = tokens + self.attention(self.attention_norm(tokens))
-        return tokens + self.mlp(self.mlp_norm(tokens))
+        normed, _ = self.attention_norm(tokens)
+        normed, tokens = self.mlp_norm(self.attention(normed), tokens)
+        return tokens + self.mlp(normed)
 
 
 class ViTParts(nn.Module):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mvl_dist.kernels import dispatch
+from mvl_dist.models.donors import llama_fused
 from mvl_dist.models.donors.blocks import Block, building, names_in_checkpoint
 from mvl_dist.models.donors.families import FAMILIES
 
@@ -27,6 +29,8 @@ class LlamaBlock(Block):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Every token attends to every token; the order of tokens does not matter."""
+        if dispatch.composes("donor_block", hidden, llama_fused.why_not(self)):
+            return llama_fused.forward(self, hidden)
         shape = (1, hidden.shape[1], self.head_dim)
         no_rotation = (hidden.new_ones(shape), hidden.new_zeros(shape))
         for layer in self.layers:
