@@ -27,11 +27,12 @@ DATA  := $(if $(MSD_ROOT),$(MSD_ROOT),$(WORK)/msd)
 STORE := $(WORK)/store
 RUNS  := $(WORK)/runs
 
-.PHONY: help env train test test-fast lint format bench clean
+.PHONY: help env train test test-slow test-fast lint format bench clean
 
 help:
 	@echo "make train   environment, data, weights, store, training, test metrics, MLflow run"
-	@echo "make test    environment, the whole test suite with lint and types"
+	@echo "make test    environment, the test suite with lint and types"
+	@echo "make test-slow    every model, Slurm, browser, resharding: the long real runs"
 	@echo "make test-fast | lint | format | bench | clean"
 
 env: $(VENV)/.complete
@@ -60,12 +61,16 @@ endif
 	done
 
 # Two workers, a file each: half of the suite waits for launches and imports.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: env
+	$(PYTEST) -m slow
 
 test-fast: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-	  -m "not tworank and not slurm and not browser"
+	$(PYTEST) -m "not slow and not tworank"
 
 lint: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -16,7 +16,7 @@ from tests.servers import MLflowServer
 from tests.system.chromium import body, browser, errors, shows, wait
 from tests.system.screens import Pages, viewer_is_ready
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from mvl_dist.models import MODELS
 from mvl_dist.runs import load_trained
 from tests.system.launching import REPO, curve_of, deepspeed_config, launch
 
-pytestmark = pytest.mark.tworank
+pytestmark = [pytest.mark.tworank, pytest.mark.slow]
 GRID = (32, 32, 64)  # SwinUNETR's deepest stage needs two voxels
 # Exclusive and overlapping regions of the nested tumour, and the lesion's foreground.
 TARGETS = {"binary": "Task93_PhantomLesion", "labels": "Task91_PhantomTumour"}

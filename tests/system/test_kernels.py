@@ -7,7 +7,7 @@ import pytest
 
 from tests.system.launching import curve, deepspeed_config, launch, run_folder, tags
 
-pytestmark = pytest.mark.tworank
+pytestmark = [pytest.mark.tworank, pytest.mark.slow]
 
 # Sums are formed in another order: float32 rounding, grown over the steps.
 RELATIVE_TOLERANCE = 5e-4

@@ -9,7 +9,7 @@ import pytest
 
 from tests.system.launching import REPO, environment
 
-pytestmark = pytest.mark.tworank
+pytestmark = [pytest.mark.tworank, pytest.mark.slow]
 # Weights of another precision give other losses: bfloat16 keeps 8 bits.
 OTHER_PRECISION, OTHER_ORDER_OF_SUMS = 2e-3, 1e-6
 

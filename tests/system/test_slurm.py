@@ -20,7 +20,7 @@ from tests.servers import free_port
 from tests.system.launching import REPO, curve, curve_of, environment, launch, tags
 from tests.system.slurm_cluster import Cluster, cluster
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TASK = "Task93_PhantomLesion"
 EPOCHS = 12
 RUN = ("--preset", "smoke", "--task", "93", "--grid", "16", "16", "16", "--target", "binary")

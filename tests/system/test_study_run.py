@@ -13,7 +13,7 @@ import yaml
 
 from tests.system.launching import curve_of, environment, wait_for
 
-pytestmark = pytest.mark.tworank
+pytestmark = [pytest.mark.tworank, pytest.mark.slow]
 EPOCHS = 20
 
 

@@ -13,7 +13,7 @@ from mvl_dist.models.layers import layers_of
 from tests.system.launching import REPO, deepspeed_config, environment
 from tests.system.memory_ranks import GRID, model_config
 
-pytestmark = pytest.mark.tworank
+pytestmark = [pytest.mark.tworank, pytest.mark.slow]
 DONOR_WEIGHTS = 106_195_968  # 30 blocks of SmolLM2-135M and its last norm
 # What glibc gives back is resident no longer; by default it keeps what it may need again.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
