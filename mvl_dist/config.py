@@ -98,6 +98,9 @@ class ModelConfig:
     """ViT blocks before the language-model block: 16 = paper's Figure 1, 0 = published code."""
     train_block: bool = False
     """Train the language-model block itself, without LoRA in it: a control the paper lacks."""
+    frozen_precision: Literal["model", "fp8", "int8"] = "model"
+    """How the block's frozen linears are held: `model`: as all else; `fp8`: products in FP8 on
+    Ada and Hopper; `int8`: half of bf16's memory on every GPU. Error: docs/kernels.md."""
     features: int = 0
     """First-stage features of unetpp, unetr, nnunet, missformer, transunet, swin_unet and
     swin_unetr; 0 is the published size."""
@@ -418,6 +421,8 @@ def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
     # Newer than the first runs, which keep their names.
     if not config.data.leave_out:
         del decides["data"]["leave_out"]
+    if config.model.frozen_precision == "model":
+        decides["model"].pop("frozen_precision", None)
     if config.resume_from:
         decides["resume_from"] = config.resume_from.name
     return decides

@@ -51,7 +51,8 @@ def consolidate(run: Path, output: Path, with_donor: bool = False) -> tuple[int,
         Number of tensors, and the step that they are from.
 
     Raises:
-        UserError: no run's folder, no checkpoint in it, a damaged one, or no room for the file.
+        UserError: no run's folder, no checkpoint in it, a damaged one, a donor in eight bits, or no
+            room for the file.
     """
     from mvl_dist import reshard, runs
     from mvl_dist.models.count import donor_parameter_names
@@ -59,6 +60,12 @@ def consolidate(run: Path, output: Path, with_donor: bool = False) -> tuple[int,
     about = checkpoint.last_checkpoint(run)
     if about is None:
         raise UserError(f"{run}: no checkpoint there; a training prints its folder when it begins")
+    held = runs.about_run(run)[0].model.frozen_precision
+    if with_donor and held != "model":
+        raise UserError(
+            f"--with-donor: {run} holds its block in {held}, which means nothing without its "
+            "factors: leave it out, or use 'mvl export --with-donor', which copies the donor"
+        )
     model = runs.untrained(run)
     trainable = {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
     leave_out = set() if with_donor else donor_parameter_names(model)

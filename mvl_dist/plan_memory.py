@@ -56,6 +56,12 @@ def main(argv: Sequence[str]) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     check_model(arguments.model, arguments.grid)
+    if arguments.model.frozen_precision != "model":
+        raise UserError(
+            f"--frozen-precision {arguments.model.frozen_precision}: weights are counted in the "
+            "model's precision here: leave it out (int8 needs half for the block's linears, fp8 "
+            "as much as bf16)"
+        )
     if any(gpus < 1 for gpus in arguments.gpus):
         raise UserError(f"--gpus {min(arguments.gpus)}: must be above 0")
     files = arguments.configs or tuple(sorted(CONFIGS.glob("zero[0-9].json"))) + tuple(

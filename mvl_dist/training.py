@@ -73,12 +73,17 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     from mvl_dist import runs
     from mvl_dist.engine import Trainer, dtype_name, prepare_engine, running_stage
     from mvl_dist.kernels import dispatch
+    from mvl_dist.models import frozen
     from mvl_dist.models.count import donor_parameter_names, parameter_report
     from mvl_dist.tracking import NullTracker, Tracker, default_uri
 
     config = plan.config
     if config.kernels == "triton":
         dispatch.require_triton()
+    if MODELS[config.model.name].needs_donor:
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        stage = settings["zero_optimization"]["stage"]
+        frozen.check_launch(config.model.frozen_precision, stage, accelerator.device)
     donor = runs.load_run_donor(config)
     donor_checksum = donor.checksum if donor else ""
     model = runs.build(plan.recipe, donor)

@@ -135,6 +135,19 @@ def test_how_operations_run_does_not_rename_a_run(kernels: str) -> None:
     assert identity(config, MODELS["vit_baseline"].reads, "data") == "b7fd85f5da"
 
 
+def test_only_a_block_in_eight_bits_is_another_run() -> None:
+    """The literals are what version 0.3.0 printed, which had no such setting."""
+    base, reads = PRESETS["smoke"](), MODELS["medvisionllama"].reads
+    found = [("38053b12c5", "3f2031a599")]
+    for precision in ("model", "fp8", "int8"):
+        model = dataclasses.replace(base.model, frozen_precision=precision)  # type: ignore[arg-type]
+        config = dataclasses.replace(base, model=model)
+        found.append((identity(config, reads, "data", "donor"), request_key(config, reads)))
+        assert identity(config, MODELS["vit_baseline"].reads, "data") == "b7fd85f5da"
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
 def test_a_config_saved_before_there_were_kernels_loads(tmp_path: Path) -> None:
     saved = to_plain(RunConfig())
     del saved["kernels"]

@@ -65,8 +65,9 @@ def reference(x: Tensor, frozen: FrozenFP8, bias: Tensor | None = None) -> Tenso
 
 
 def torch_fast(x: Tensor, frozen: FrozenFP8, bias: Tensor | None = None) -> Tensor:
-    """As `reference` by torch._scaled_mm, which writes bfloat16 (CUDA from sm_90; also CPU)."""
-    return _apply(x, frozen, bias, quantise, _multiply)
+    """As `reference`; in bfloat16, which is all that it writes, by torch._scaled_mm (also CPU)."""
+    bf16 = x.dtype == torch.bfloat16
+    return _apply(x, frozen, bias, quantise, _multiply if bf16 else _multiply_widened)
 
 
 def triton_fused(x: Tensor, frozen: FrozenFP8, bias: Tensor | None = None) -> Tensor:

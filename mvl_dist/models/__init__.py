@@ -47,7 +47,7 @@ class Entry:
 
 
 VIT = ("patch", "width", "depth", "heads", "mlp_ratio", "dropout")
-LANGUAGE_MODEL = (*VIT, "llm_position", "train_block", "donor")
+LANGUAGE_MODEL = (*VIT, "llm_position", "train_block", "frozen_precision", "donor")
 
 MODELS: dict[str, Entry] = {
     "vit_baseline": Entry("mvl_dist.models.vit", VIT),
@@ -101,13 +101,19 @@ def check_model(config: ModelConfig, grid: Shape3D) -> None:
 
     Raises:
         UserError: unknown name, a position beyond the blocks (where the language model would never
-            be called), or a grid that the model cannot take.
+            be called), a block to be trained in eight bits, or a grid that the model cannot take.
     """
     check_model_name(config.name)
     reads = MODELS[config.name].reads
     if "llm_position" in reads and not 0 <= config.llm_position <= config.depth:
         raise UserError(
             f"--llm-position {config.llm_position} is out of range: 0 to --depth {config.depth}"
+        )
+    held = config.frozen_precision
+    if "frozen_precision" in reads and held != "model" and config.train_block:
+        raise UserError(
+            f"--frozen-precision {held} holds the block in eight bits, which cannot be trained: "
+            "leave it out, or --train-block"
         )
     check_grid(config, grid)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from mvl_dist.kernels import lora_linear
 from mvl_dist.kernels.side_by_side import lay_side_by_side
+from mvl_dist.models.frozen import EightBitLinear
 
 
 def has_adapter(linear: nn.Module) -> bool:
@@ -24,6 +25,8 @@ def why_not(linears: Sequence[nn.Module]) -> str:
     """Why linears cannot run as one fused product with their adapters, '' if they can."""
     for linear in linears:
         base = _base(linear)
+        if isinstance(base, EightBitLinear):
+            return f"its weights are held in {base.precision}, which their own modules multiply"
         if not isinstance(base, nn.Linear):
             return f"{type(base).__name__} is no linear of torch"
         if hasattr(base.weight, "ds_id"):

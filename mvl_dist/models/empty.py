@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mvl_dist.models import MODELS, Shape3D, build_model
@@ -21,9 +22,13 @@ def build_empty(
 ) -> nn.Module:
     """A model with its weights on the meta device, its donor's too.
 
+    Its block is in the model's precision: one in eight bits has the same parameters and FLOP, and
+    shapes alone have no FP8 product.
+
     Raises:
         UserError: the model cannot be built from these arguments.
     """
+    config = replace(config, frozen_precision="model")
     donor = empty_donor(config.donor) if MODELS[config.name].needs_donor else None
     with WithoutWeights():
         return build_model(config, in_channels, out_channels, grid, donor)

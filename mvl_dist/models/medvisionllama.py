@@ -16,7 +16,7 @@ from torch import nn
 
 from mvl_dist.errors import UserError
 from mvl_dist.kernels import dispatch, lora_linear
-from mvl_dist.models import adapted
+from mvl_dist.models import adapted, frozen
 from mvl_dist.models.vit import ViTParts
 
 if TYPE_CHECKING:
@@ -124,8 +124,9 @@ def build(spec: ModelSpec) -> nn.Module:
     """Build MedVisionLlama around `spec.donor`.
 
     Raises:
-        UserError: a LoRA target that is no linear of the block.
+        UserError: a LoRA target that is no linear of the block, or a block that FP8 cannot hold.
     """
     model = MedVisionLlama(spec)
     add_lora(model, spec.config.lora, spec.config.train_block)
+    frozen.hold(model.llm, spec.config.frozen_precision)
     return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mvl_dist.models import frozen
 from mvl_dist.models.medvisionllama import MedVisionLlama
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """Build MedVisionLlama (Linear) around `spec.donor`."""
+    """Build MedVisionLlama (Linear) around `spec.donor`.
+
+    Raises:
+        UserError: a block that FP8 cannot hold.
+    """
     model = MedVisionLlama(spec)
     model.llm.requires_grad_(spec.config.train_block)
+    frozen.hold(model.llm, spec.config.frozen_precision)
     return model
