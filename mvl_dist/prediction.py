@@ -11,8 +11,7 @@ import torch
 
 from mvl_dist.errors import UserError
 from mvl_dist.intensity import normalise
-from mvl_dist.labelling import label_map, mean_probability, region_probabilities
-from mvl_dist.losses import region_logits
+from mvl_dist.labelling import label_map, mean_probability, region_logits, region_probabilities
 from mvl_dist.native_grid import to_native
 from mvl_dist.recipe import Recipe
 from mvl_dist.resample import resample_image
