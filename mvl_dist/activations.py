@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mvl_dist.losses import region_logits
+from mvl_dist.labelling import region_logits
 from mvl_dist.models.vit import ViTParts
 from mvl_dist.showcase import STAGES
 

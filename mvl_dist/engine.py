@@ -21,7 +21,8 @@ from mvl_dist.config import OptimConfig
 from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader
 from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, share
 from mvl_dist.errors import UserError
-from mvl_dist.losses import region_dice, region_logits, training_loss
+from mvl_dist.labelling import region_logits
+from mvl_dist.losses import region_dice, training_loss
 from mvl_dist.metrics import metric_name
 from mvl_dist.plan import Plan
 from mvl_dist.store import read_manifest

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -74,15 +75,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _evaluate_run(folder: Path, arguments: EvaluateArguments, ranks: Ranks) -> None:
-    from mvl_dist.checkpoint import BEST, last_checkpoint
-    from mvl_dist.files import sha256_of
+    from mvl_dist.checkpoint import last_checkpoint
     from mvl_dist.runs import load_trained
 
     plan, model = load_trained(folder, arguments.store)
     choice = None
     if arguments.largest_component:
-        sources = [sha256_of(folder / BEST)]
-        choice = _choice(folder, sources, [(plan, model)], ranks)
+        choice = _choice(folder, lambda: (plan, model), ranks)
     rows = _score(model, plan, arguments.split, choice, ranks)
     if ranks[0] != 0:
         return
@@ -93,9 +92,9 @@ def _evaluate_run(folder: Path, arguments: EvaluateArguments, ranks: Ranks) -> N
 
 
 def _evaluate_ensemble(folders: list[Path], arguments: EvaluateArguments, ranks: Ranks) -> None:
-    from mvl_dist.checkpoint import BEST
     from mvl_dist.ensemble import ensemble_name, load_ensemble
-    from mvl_dist.files import sha256_of, write_text_atomically
+    from mvl_dist.files import write_text_atomically
+    from mvl_dist.postprocess import combine, write_choice
     from mvl_dist.runs import load_trained
 
     plan, model = load_ensemble(folders, arguments.store)
@@ -107,9 +106,12 @@ def _evaluate_ensemble(folders: list[Path], arguments: EvaluateArguments, ranks:
     choice = None
     if arguments.largest_component:
         # Each fold's own model on the validation cases that it has not seen.
-        sources = [sha256_of(member / BEST) for member in folders]
-        folds = (load_trained(member, arguments.store) for member in folders)
-        choice = _choice(folder, sources, folds, ranks)
+        choice = combine(
+            [_choice(one, partial(load_trained, one, arguments.store), ranks) for one in folders]
+        )
+        distributed.say(f"together     {_in_words(choice)}")
+        if ranks[0] == 0:
+            write_choice(folder, choice)
     rows = [
         {**row, "fold": "ensemble", "seed": "ensemble"}
         for row in _score(model, plan, "test", choice, ranks)
@@ -119,26 +121,32 @@ def _evaluate_ensemble(folders: list[Path], arguments: EvaluateArguments, ranks:
         _report(folders, folder, title, rows, "ensemble_test", choice, plan, 0)
 
 
-def _choice(folder: Path, sources: list[str], folds: Any, ranks: Ranks) -> Choice:
-    """The folder's choice of regions to clean, made now where there is none for these models."""
+def _choice(folder: Path, load: Callable[[], tuple[Plan, torch.nn.Module]], ranks: Ranks) -> Choice:
+    """A run's choice of regions to clean, made now where there is none for its model."""
+    from mvl_dist.checkpoint import BEST
     from mvl_dist.evaluation import largest_component_gains, native_sizes, share_by_size
+    from mvl_dist.files import sha256_of
     from mvl_dist.postprocess import POSTPROCESSING, choose, read_choice, write_choice
 
-    choice = read_choice(folder, sources)
+    source = [sha256_of(folder / BEST)]
+    choice = read_choice(folder, source)
     if choice is None:
-        gains = []
-        for plan, model in folds:
-            mine = share_by_size(plan.split.validation, native_sizes(plan), *ranks)
-            gains += distributed.gather_objects(largest_component_gains(model, plan, mine))
-        choice = choose(gains, sources)
+        plan, model = load()
+        mine = share_by_size(plan.split.validation, native_sizes(plan), *ranks)
+        gains = distributed.gather_objects(largest_component_gains(model, plan, mine))
+        choice = choose(gains, source)
         if ranks[0] == 0:
             write_choice(folder, choice)
-    regions = ", ".join(choice.regions) or "no region"
-    distributed.say(
-        f"largest component: kept alone in {regions}, by the Dice of {choice.cases} validation "
-        f"cases ({folder / POSTPROCESSING})"
-    )
+    distributed.say(f"{_in_words(choice)} ({folder / POSTPROCESSING})")
     return choice
+
+
+def _in_words(choice: Choice) -> str:
+    regions = ", ".join(choice.regions) or "no region"
+    return (
+        f"largest component: kept alone in {regions}, by the Dice of {choice.cases} validation "
+        "cases"
+    )
 
 
 def _score(
@@ -176,8 +184,8 @@ def _report(
     print(f"\n{title}, {len({row['case'] for row in rows})} {name.replace('_', ' ')} cases")
     print(table(summary, plan.manifest.task.tolerance_mm))
     print(f"\nper case     {path}")
-    files = [path, *([folder / POSTPROCESSING] if choice else [])]
     for run in runs:
+        files = [path, *([run / POSTPROCESSING] if choice else [])]
         metrics = tracked(summary, name) if run == folder else {}
         told = record(run, step, metrics, {f"{name}_cases.json": rows}, files)
         if told:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mvl_dist.data import load_image, region_masks
-from mvl_dist.losses import region_logits
+from mvl_dist.labelling import region_logits
 from mvl_dist.metrics import CONVENTIONS, Summary, case_metrics, metric_name, summarise
 from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan

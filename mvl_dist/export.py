@@ -78,6 +78,7 @@ def export(found: Path, output: Path, with_donor: bool = False, donor: str = "")
     from mvl_dist.config import to_plain
     from mvl_dist.model_card import model_card
     from mvl_dist.models import MODELS
+    from mvl_dist.postprocess import POSTPROCESSING
     from mvl_dist.trained import DONOR, read_recipe, weights_checksum
 
     recipe = read_recipe(found)
@@ -101,7 +102,7 @@ def export(found: Path, output: Path, with_donor: bool = False, donor: str = "")
     with appearing(output) as folder:
         (folder / runs.CONFIG).write_text(yaml.safe_dump(to_plain(config), sort_keys=False))
         (folder / runs.ABOUT).write_text(json.dumps(told, indent=1))
-        for name in ("split.json", BEST, "test_cases.csv"):
+        for name in ("split.json", BEST, "test_cases.csv", POSTPROCESSING):
             if (found / name).is_file():
                 shutil.copyfile(found / name, folder / name)
         if with_donor:

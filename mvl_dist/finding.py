@@ -11,15 +11,16 @@ from mvl_dist.checkpoint import BEST
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error
 from mvl_dist.journal import RUN_FILE, RunFile
+from mvl_dist.postprocess import POSTPROCESSING
 from mvl_dist.runs import ABOUT, CONFIG
 from mvl_dist.tracking import default_uri, download, get_run
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Two folders deep, so that nobody takes what is below for runs that were trained here.
 DOWNLOADED = "from-mlflow"
-# Artifacts of a run that make its folder; the last may be missing.
+# Artifacts of a run that make its folder, and those that it may lack.
 ARTIFACTS = (CONFIG, ABOUT, "split.json", f"model/{BEST}")
-TEST_CASES = "test_cases.csv"
+OPTIONAL = ("test_cases.csv", POSTPROCESSING)
 
 
 def find_run(run: str) -> Path:
@@ -95,9 +96,9 @@ def _from_mlflow(run_id: str, output: Path) -> Path:
     folder = output / DOWNLOADED / task / found.info.run_name
     with full_disk_is_a_user_error(output):
         folder.mkdir(parents=True, exist_ok=True)
-    for file in (*ARTIFACTS, TEST_CASES):
+    for file in (*ARTIFACTS, *OPTIONAL):
         fetched = download(uri, run_id, file, folder)
-        if fetched is None and file == TEST_CASES:
+        if fetched is None and file in OPTIONAL:
             continue
         if fetched is None:
             shutil.rmtree(folder)

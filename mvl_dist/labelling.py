@@ -41,6 +41,19 @@ def mean_probability(logits: Sequence[Tensor], activation: str) -> Tensor:
     return F.logsigmoid(stacked).logsumexp(0) - F.logsigmoid(-stacked).logsumexp(0)
 
 
+def region_logits(logits: Tensor, activation: str) -> Tensor:
+    """Logits that are above 0 exactly where a region is marked: (B, R, D, H, W).
+
+    For sigmoid these are the logits themselves. For softmax a region's is its margin over the best
+    other class, which is positive where the region is the argmax.
+    """
+    if activation == "sigmoid":
+        return logits
+    best = logits.topk(2, dim=1).values
+    others = torch.where(logits == best[:, :1], best[:, 1:], best[:, :1])
+    return (logits - others)[:, 1:]
+
+
 def region_probabilities(logits: Tensor, activation: str) -> Tensor:
     """(B, C, D, H, W) logits -> (B, R, D, H, W)."""
     return logits.softmax(1)[:, 1:] if activation == "softmax" else logits.sigmoid()

@@ -93,19 +93,6 @@ def _soft_dice_loss(p: Tensor, t: Tensor, smooth: float) -> Tensor:
     return (1 - overlap / total).mean()
 
 
-def region_logits(logits: Tensor, activation: str) -> Tensor:
-    """Logits that are above 0 exactly where a region is marked: (B, R, D, H, W).
-
-    For sigmoid these are the logits themselves. For softmax a region's is its margin over the best
-    other class, which is positive where the region is the argmax.
-    """
-    if activation == "sigmoid":
-        return logits
-    best = logits.topk(2, dim=1).values
-    others = torch.where(logits == best[:, :1], best[:, 1:], best[:, :1])
-    return (logits - others)[:, 1:]
-
-
 @torch.no_grad()
 def region_dice(logits: Tensor, target: Tensor) -> Tensor:
     """Dice of each sample and region where a logit above 0 is foreground: (B, R) in float32.

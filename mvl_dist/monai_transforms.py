@@ -17,8 +17,7 @@ from monai.transforms import MapTransform
 from torch.export.passes import move_to_device_pass
 
 from mvl_dist.intensity import normalise
-from mvl_dist.labelling import label_map
-from mvl_dist.losses import region_logits
+from mvl_dist.labelling import label_map, region_logits
 from mvl_dist.native_grid import to_native
 from mvl_dist.resample import resample_image
 

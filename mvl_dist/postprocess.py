@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from mvl_dist.files import write_text_atomically
+from mvl_dist.errors import UserError
+from mvl_dist.files import sha256_of, write_text_atomically
 
 POSTPROCESSING = "postprocessing.json"
 Mask = npt.NDArray[np.bool_]
@@ -38,7 +39,7 @@ class Choice:
 
     Attributes:
         regions: those of which only the largest component is kept.
-        cases: validation cases that decided.
+        cases: validation cases that decided, counted once for each model that scored them.
         dice: region -> mean Dice as predicted, and with the largest component alone.
         models: checksum of each model that it was chosen for.
     """
@@ -78,6 +79,27 @@ def choose(gains: Sequence[Gain], models: Sequence[str]) -> Choice:
     )
 
 
+def combine(choices: Sequence[Choice]) -> Choice:
+    """What several models' validation cases choose together: an ensemble's choice.
+
+    A region's mean Dice is that over all of their cases, as if `choose` had seen them at once.
+
+    Args:
+        choices: of models that mark the same regions.
+    """
+    cases = [choice.cases for choice in choices]
+    dice = {}
+    for region in choices[0].dice:
+        before, after = np.average([choice.dice[region] for choice in choices], 0, cases)
+        dice[region] = (float(before), float(after))
+    return Choice(
+        regions=tuple(region for region, (before, after) in dice.items() if after > before),
+        cases=sum(cases),
+        dice=dice,
+        models=tuple(model for choice in choices for model in choice.models),
+    )
+
+
 def write_choice(folder: Path, choice: Choice) -> None:
     """Put a choice into a run's folder."""
     content = {"largest_component": asdict(choice), "chosen_on": "validation cases"}
@@ -97,3 +119,23 @@ def read_choice(folder: Path, models: Sequence[str]) -> Choice | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return choice if choice.models == tuple(models) else None
+
+
+def choice_of_model(folder: Path, weights: str) -> Choice:
+    """What validation chose for the model of a run's or an exported folder.
+
+    Args:
+        weights: name of the folder's weights file.
+
+    Raises:
+        UserError: nothing was chosen yet for these weights.
+    """
+    choice = read_choice(folder, [sha256_of(folder / weights)])
+    if choice is None:
+        state = "of other weights, or damaged" if (folder / POSTPROCESSING).exists() else "missing"
+        raise UserError(
+            f"--largest-component: {folder / POSTPROCESSING} is {state}: 'mvl evaluate RUN "
+            "--largest-component' on the run chooses by its validation cases; then export or fetch "
+            "it again if this is a copy"
+        )
+    return choice

@@ -36,6 +36,9 @@ class PredictArguments:
     """Write CASE_probabilities.nii.gz as well, one volume a region."""
     overwrite: bool = False
     """Predict again what is there already."""
+    largest_component: bool = False
+    """Keep only the largest component of the regions that 'mvl evaluate RUN --largest-component'
+    chose on validation cases."""
     workers: int = 0
     """Processes; 0 takes one a GPU, and one on a machine without."""
     donor: str = ""
@@ -66,6 +69,7 @@ def _predict(arguments: PredictArguments, folders: Sequence[Path]) -> int:
         raise UserError(f"--workers {arguments.workers}: must not be negative")
     orientation = arguments.assume_orientation and check_orientation(arguments.assume_orientation)
     recipe = common_recipe(folders)
+    largest = _largest(folders) if arguments.largest_component else None
     cases = find_cases(arguments.input, recipe.task.modalities, len(recipe.modalities))
     inputs = {path.resolve().parent for case in cases for path in case.files}
     if arguments.output.resolve() in inputs:
@@ -73,7 +77,8 @@ def _predict(arguments: PredictArguments, folders: Sequence[Path]) -> int:
     _make_folder(arguments.output)
     models = describe_models(folders)
     jobs = [
-        Job(case, arguments.output, arguments.probabilities, orientation, models) for case in cases
+        Job(case, arguments.output, arguments.probabilities, orientation, models, largest)
+        for case in cases
     ]
     todo = [job for job in jobs if arguments.overwrite or not is_done(job)]
     gpus = _gpus()
@@ -98,6 +103,17 @@ def _predict(arguments: PredictArguments, folders: Sequence[Path]) -> int:
         f"{f', {len(bad)} refused' if bad else ''}: {arguments.output}"
     )
     return 1 if bad else 0
+
+
+def _largest(folders: Sequence[Path]) -> tuple[str, ...]:
+    """The regions that the models' validation cases chose together, as for an ensemble."""
+    from mvl_dist.checkpoint import BEST
+    from mvl_dist.postprocess import choice_of_model, combine
+
+    choice = combine([choice_of_model(folder, BEST) for folder in folders])
+    regions = ", ".join(choice.regions) or "no region"
+    print(f"largest component: kept alone in {regions}, by {choice.cases} validation cases")
+    return choice.regions
 
 
 def _name(model: object) -> str:

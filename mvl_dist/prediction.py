@@ -11,14 +11,16 @@ import torch
 
 from mvl_dist.errors import UserError
 from mvl_dist.intensity import normalise
-from mvl_dist.labelling import label_map, mean_probability, region_probabilities
-from mvl_dist.losses import region_logits
+from mvl_dist.labelling import label_map, mean_probability, region_logits, region_probabilities
 from mvl_dist.native_grid import to_native
+from mvl_dist.postprocess import largest_component
 from mvl_dist.recipe import Recipe
 from mvl_dist.resample import resample_image
 from mvl_dist.tasks import Region
 
 Model = torch.nn.Module
+# A logit that no region's can outvote: what a mask has lost counts as ruled out, in its unions too.
+RULED_OUT = -1e6
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,19 @@ def model_input(image: npt.NDArray[np.float32], recipe: Recipe) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict(image: npt.NDArray[np.float32], recipe: Recipe, models: Sequence[Model]) -> Result:
+def predict(
+    image: npt.NDArray[np.float32],
+    recipe: Recipe,
+    models: Sequence[Model],
+    largest: Sequence[str] = (),
+) -> Result:
     """Predict a scan by the mean of several models' probabilities.
 
     Args:
         image: (C, D0, H0, W0), the channels that the models take, raw, in the RAS+ orientation.
         recipe: of all models.
+        largest: regions of which only the largest component is kept, in masks and label map;
+            probabilities stay the models' own.
 
     Raises:
         UserError: a model whose output is not finite.
@@ -84,6 +93,8 @@ def predict(image: npt.NDArray[np.float32], recipe: Recipe, models: Sequence[Mod
             raise UserError("the model's output is not finite: it diverged, or was trained badly")
     logits = to_native(mean_probability(answers, activation)[0], image.shape[1:])[None]
     scores = region_logits(logits, activation)[0]
+    if largest:
+        scores = _cleaned(scores, [region.name in largest for region in recipe.regions])
     index = label_map(scores, contains(recipe))
     values = torch.tensor([0, *(value.labels[0] for value in values_of(recipe))])
     return Result(
@@ -91,3 +102,14 @@ def predict(image: npt.NDArray[np.float32], recipe: Recipe, models: Sequence[Mod
         (scores > 0).cpu().numpy(),
         region_probabilities(logits, activation)[0].cpu().numpy(),
     )
+
+
+def _cleaned(scores: torch.Tensor, clean: Sequence[bool]) -> torch.Tensor:
+    """Scores (R, D0, H0, W0) whose masks keep the largest component alone, where they shall."""
+    scores = scores.clone()  # a sigmoid's are the logits, of which the probabilities are made
+    for score, wanted in zip(scores, clean, strict=True):
+        if wanted:
+            mask = (score > 0).cpu().numpy()
+            lost = torch.from_numpy(mask & ~largest_component(mask))
+            score[lost.to(score.device)] = RULED_OUT
+    return scores

@@ -52,13 +52,18 @@ def common_recipe(folders: Sequence[Path]) -> Recipe:
 
 @dataclass(frozen=True)
 class Job:
-    """A case to predict and write into `output`."""
+    """A case to predict and write into `output`.
+
+    Attributes:
+        largest: regions of which only the largest component is kept; None where nobody asked.
+    """
 
     case: Case
     output: Path
     probabilities: bool
     orientation: str
     models: tuple[Mapping[str, Any], ...]
+    largest: tuple[str, ...] | None = None
 
     @property
     def label_file(self) -> Path:
@@ -94,7 +99,7 @@ def is_done(job: Job) -> bool:
     """Whether an earlier start left this very prediction.
 
     Raises:
-        UserError: it is there, but of other models.
+        UserError: it is there, but of other models, or cleaned otherwise.
     """
     try:
         about = json.loads(job.about_file.read_text())
@@ -106,9 +111,19 @@ def is_done(job: Job) -> bool:
             f"{job.about_file} is a prediction of another model: choose another --output, or "
             "replace it with --overwrite"
         )
+    largest = about.get("largest_component")
+    if largest != (None if job.largest is None else list(job.largest)):
+        raise UserError(
+            f"{job.about_file} is a prediction of these models with another --largest-component "
+            f"({_said(largest)} there): choose another --output, or replace it with --overwrite"
+        )
     if inputs != job.case.sources() or not job.label_file.is_file():
         return False
     return job.probability_file.is_file() or not job.probabilities
+
+
+def _said(largest: Sequence[str] | None) -> str:
+    return "not asked for" if largest is None else ", ".join(largest) or "no region"
 
 
 class Predictor:
@@ -131,7 +146,7 @@ class Predictor:
             scan = read_case(
                 job.case, recipe.task.modalities, len(recipe.modalities), job.orientation
             )
-            result = predict(scan.image, recipe, self.models)
+            result = predict(scan.image, recipe, self.models, job.largest or ())
         except UserError as error:
             return str(error)
         except torch.OutOfMemoryError:
@@ -169,5 +184,6 @@ class Predictor:
             "spacing_mm": list(scan.orientation.spacing_mm[::-1]),
             "inputs": sources,
             "models": [dict(model) for model in job.models],
+            "largest_component": None if job.largest is None else list(job.largest),
             "program": f"mvl-dist {__version__}",
         }

@@ -227,6 +227,11 @@ def test_an_ensemble_chooses_on_every_folds_own_validation_cases(folds: list[Pat
     about = json.loads((folder / "postprocessing.json").read_text())["largest_component"]
     unseen = {case for run in folds for case in load_trained(run)[0].split.validation}
     assert about["cases"] == len(unseen)
+    members = [json.loads((run / "postprocessing.json").read_text()) for run in folds]
+    dice = [member["largest_component"]["dice"]["edema"] for member in members]
+    counts = [member["largest_component"]["cases"] for member in members]
+    mean = [sum(n * d[i] for n, d in zip(counts, dice, strict=True)) / sum(counts) for i in (0, 1)]
+    assert about["dice"]["edema"] == pytest.approx(mean)
     assert (folder / "ensemble_test_largest_component_cases.csv").exists()
 
 

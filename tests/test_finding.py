@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mvl_dist.errors import UserError
+from mvl_dist.files import sha256_of
 from mvl_dist.finding import find_model
+from mvl_dist.postprocess import Gain, choice_of_model, choose, write_choice
 from mvl_dist.tracking import Tracker
 from mvl_dist.trained import load_model
 from tests.saved import config, save_run
@@ -32,6 +34,9 @@ def ids(run: Path) -> tuple[str, str]:
             tracker.artifact(run / file)
         if name == "whole":
             tracker.artifact(run / "best.safetensors", "model")
+            chosen = choose([Gain("a", "organ", 0.8, 0.9)], [sha256_of(run / "best.safetensors")])
+            write_choice(folder, chosen)
+            tracker.artifact(folder / "postprocessing.json")
         tracker.close("FINISHED" if name == "whole" else "FAILED")
         found.append(tracker.run_id)
     return found[0], found[1]
@@ -42,7 +47,9 @@ def test_a_run_id_gives_the_same_model_as_the_runs_folder(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MVL_OUTPUT", str(run.parents[1]))
-    recipe, model = load_model(find_model(ids[0]))
+    found = find_model(ids[0])
+    assert choice_of_model(found, "best.safetensors").regions == ("organ",)
+    recipe, model = load_model(found)
     expected_recipe, expected = load_model(find_model(str(run)))
     assert recipe == expected_recipe
     assert recipe.normalisation["scheme"] == "ct-percentiles"

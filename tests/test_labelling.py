@@ -3,8 +3,7 @@ import pytest
 import torch
 from scipy.special import expit, log_expit, softmax
 
-from mvl_dist.labelling import label_map, mean_probability, region_probabilities
-from mvl_dist.losses import region_logits
+from mvl_dist.labelling import label_map, mean_probability, region_logits, region_probabilities
 
 rng = np.random.default_rng(0)
 
@@ -72,3 +71,12 @@ def test_softmax_takes_the_most_probable_class(count: int) -> None:
     np.testing.assert_allclose(region_probabilities(logits, "softmax"), mean[:, 1:], atol=1e-6)
     scores = region_logits(logits, "softmax")[0]
     np.testing.assert_array_equal(label_map(scores, torch.eye(3)), mean[0].argmax(axis=0))
+
+
+def test_a_softmax_region_is_marked_exactly_where_it_is_the_argmax() -> None:
+    logits = torch.randn(2, 4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    marked = region_logits(logits, "softmax") > 0
+    argmax = logits.argmax(1)
+    for region in (1, 2, 3):
+        assert torch.equal(marked[:, region - 1], argmax == region)
+    assert torch.equal(region_logits(logits, "sigmoid"), logits)

@@ -13,7 +13,6 @@ from mvl_dist.losses import (
     dice_bce_loss,
     dice_ce_loss,
     region_dice,
-    region_logits,
     training_loss,
 )
 from mvl_dist.metrics import case_metrics
@@ -192,15 +191,6 @@ def test_the_softmax_loss_is_monais_dice_and_cross_entropy() -> None:
     # MONAI leaves the background out of the Dice half only.
     expected = oracle(logits, torch.cat([background, target], 1).double())
     torch.testing.assert_close(dice_ce_loss(logits, target), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_a_softmax_region_is_marked_exactly_where_it_is_the_argmax() -> None:
-    logits, _ = exclusive_case()
-    marked = region_logits(logits, "softmax") > 0
-    argmax = logits.argmax(1)
-    for region in (1, 2, 3):
-        assert torch.equal(marked[:, region - 1], argmax == region)
-    assert torch.equal(region_logits(logits, "sigmoid"), logits)
 
 
 def test_deep_supervision_halves_the_weight_of_each_coarser_output() -> None:

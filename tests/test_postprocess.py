@@ -4,7 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mvl_dist.postprocess import Gain, choose, largest_component, read_choice, write_choice
+from mvl_dist.postprocess import (
+    Gain,
+    choose,
+    combine,
+    largest_component,
+    read_choice,
+    write_choice,
+)
 from tests.oracles import box
 
 
@@ -33,6 +40,19 @@ def test_the_mean_dice_of_the_validation_cases_decides_region_by_region() -> Non
     choice = choose(gains, ["model"])
     assert (choice.regions, choice.cases) == (("organ",), 2)
     assert np.allclose(choice.dice["lesion"], (0.5, 0.425))
+
+
+def test_an_ensemble_chooses_as_if_it_saw_the_cases_of_all_folds_at_once() -> None:
+    first = [
+        *(Gain("a", "organ", 0.80, 0.90), Gain("a", "lesion", 0.5, 0.9)),
+        *(Gain("b", "organ", 0.80, 0.90), Gain("b", "lesion", 0.5, 0.4)),
+    ]
+    second = [Gain("c", "organ", 0.90, 0.75), Gain("c", "lesion", 0.9, 0.5)]
+    together = choose([*first, *second], ["m", "n"])
+    combined = combine([choose(first, ["m"]), choose(second, ["n"])])
+    assert combined.regions == together.regions == ("organ",)
+    assert (combined.cases, combined.models) == (together.cases, together.models)
+    assert np.allclose(list(combined.dice.values()), list(together.dice.values()))
 
 
 def test_a_choice_is_read_back_for_its_own_models_alone(tmp_path: Path) -> None:

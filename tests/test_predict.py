@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -158,6 +159,50 @@ def test_mistakes_are_one_line_before_anything_is_written(
         assert errors[0].startswith("error: ")
         assert reason in errors[0]
     assert not out.exists()
+
+
+def test_largest_components_are_those_that_the_ensembles_evaluation_scores(
+    phantom_root: Path,
+    phantom_store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folds = [tmp_path / f"fold{fold}" for fold in range(2)]
+    for fold, folder in enumerate(folds):
+        plan = save_run(folder, config(phantom_store, TASK, fold=fold, seed=fold))
+    (case, *_) = plan.split.test
+    scan = phantom_root / TASK / "imagesTr" / f"{case}.nii.gz"
+    arguments = ("--input", scan, "--output", tmp_path / "out")
+    assert predict("--run", *folds, *arguments, "--largest-component") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folds[0] / 'postprocessing.json'} is missing" in line
+    assert "mvl evaluate RUN --largest-component" in line
+    assert not (tmp_path / "out").exists()
+
+    assert main(["evaluate", *map(str, folds), "--ensemble", "--largest-component"]) == 0
+    (together,) = tmp_path.glob("*-ensemble2-*")
+    chosen = json.loads((together / "postprocessing.json").read_text())["largest_component"]
+    assert chosen["regions"]
+    with (together / "ensemble_test_largest_component_cases.csv").open() as file:
+        scored = {r["region"]: r for r in csv.DictReader(file) if r["case"] == case}
+    copies = [tmp_path / "copy0", tmp_path / "copy1"]
+    for fold, copy in zip(folds, copies, strict=True):
+        assert main(["export", str(fold), "--output", str(copy)]) == 0
+    assert predict("--run", *copies, *arguments, "--largest-component") == 0
+    about = json.loads((tmp_path / "out" / f"{case}.json").read_text())
+    assert about["largest_component"] == chosen["regions"]
+    for region, volume in about["own_mask_volumes_ml"].items():
+        assert volume == pytest.approx(float(scored[region]["predicted_ml"]), rel=1e-6)
+
+    capsys.readouterr()
+    assert predict("--run", *copies, *arguments) == 1  # what is there was cleaned
+    assert "another --largest-component" in capsys.readouterr().err
+    assert predict("--run", *copies, *arguments, "--overwrite") == 0
+    plain = json.loads((tmp_path / "out" / f"{case}.json").read_text())
+    assert plain["own_mask_volumes_ml"] != about["own_mask_volumes_ml"]
+    shutil.copyfile(copies[0] / "postprocessing.json", copies[1] / "postprocessing.json")
+    assert predict("--run", *copies, *arguments, "--largest-component") == 1
+    assert "copy1/postprocessing.json is of other weights" in capsys.readouterr().err
 
 
 def test_models_of_different_questions_are_not_averaged(

@@ -27,9 +27,11 @@ TUMOUR, LESION = "Task91_PhantomTumour", "Task93_PhantomLesion"
 TURNED = ("RAS", "LPS", "LAS", "PSR", "SLA", "IPL", "RPI")
 
 
-def masks_from_store(model: torch.nn.Module, plan: Plan, case: str) -> npt.NDArray[np.bool_]:
+def masks_from_store(
+    model: torch.nn.Module, plan: Plan, case: str, largest: tuple[str, ...] = ()
+) -> npt.NDArray[np.bool_]:
     seen: list[Prediction] = []
-    evaluate_cases(model, plan, [case], see=seen.append)
+    evaluate_cases(model, plan, [case], largest=largest, see=seen.append)
     return seen[0].predicted
 
 
@@ -65,6 +67,37 @@ def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
         if len(recipe.regions) == 1 or recipe.config.model.activation == "softmax":
             for value, mask in zip(values_of(recipe), expected, strict=True):
                 np.testing.assert_array_equal(result.labels == value.labels[0], mask)
+
+
+@pytest.mark.parametrize(
+    ("changes", "largest"),
+    [
+        ({"target": "regions"}, ("edema", "whole tumour")),
+        ({"target": "labels", "activation": "softmax"}, ("edema",)),
+        ({"target": "binary"}, ("foreground",)),
+    ],
+    ids=["regions", "softmax", "binary"],
+)
+def test_what_evaluation_cleans_is_cleaned_in_masks_and_label_map(
+    phantom_root: Path,
+    phantom_store: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    largest: tuple[str, ...],
+) -> None:
+    plan = save_run(tmp_path / "run", config(phantom_store, TUMOUR, **changes))
+    recipe, model = load_model(tmp_path / "run")
+    (case, *_) = plan.split.test
+    scan = scan_of(phantom_root / TUMOUR / "imagesTr" / f"{case}.nii.gz", recipe)
+    plain = predict(scan.image, recipe, [model])
+    result = predict(scan.image, recipe, [model], largest)
+    np.testing.assert_array_equal(result.masks, masks_from_store(model, plan, case, largest))
+    np.testing.assert_array_equal(result.probabilities, plain.probabilities)
+    for region, before, after in zip(recipe.regions, plain.masks, result.masks, strict=True):
+        assert (region.name in largest) == (after.sum() < before.sum())
+        gone = before & ~after
+        members = [v.labels[0] for v in values_of(recipe) if v.labels[0] in region.labels]
+        assert not np.isin(result.labels[gone], members).any()
 
 
 @pytest.mark.msd

@@ -14,9 +14,11 @@ from mvl_dist.report.figures import all_pictures
 from mvl_dist.report.layout import Table, to_csv, to_latex
 from mvl_dist.report.page import Content, render
 from mvl_dist.report.plots import all_plots
+from mvl_dist.report.ranks import ranking_table
 from mvl_dist.report.results import Results
 from mvl_dist.report.source import Source
 from mvl_dist.report.tables import all_tables
+from mvl_dist.report.unseen import out_of_fold_table
 from mvl_dist.report.viewer import viewer_cases
 from mvl_dist.study.grid import load_study
 
@@ -49,6 +51,8 @@ def build(uri: str, experiments: Sequence[str], studies: Sequence[Path], folder:
     effects = claim.effects(results)
     judged = claim.verdicts(results, effects)
     cases, left_out = viewer_cases(results)
+    ranked, not_ranked = ranking_table(results)
+    unseen, not_scored = out_of_fold_table(results)
     content = Content(
         title=f"MVL-Dist report: {', '.join(experiments)}",
         head=_head(results, experiments),
@@ -57,10 +61,10 @@ def build(uri: str, experiments: Sequence[str], studies: Sequence[Path], folder:
         rule=(claim.__doc__ or "").partition("\n\n")[2].strip(),
         effects=claim.effect_table(effects),
         paper_tables=all_tables(results),
-        extra_tables=all_extras(results),
+        extra_tables=[t for t in (*all_extras(results), ranked, unseen) if t.rows],
         figures=[*all_plots(results, effects), *all_pictures(results)],
         cases=cases,
-        notes=[*results.notes, *left_out, *_unfinished(results)],
+        notes=[*results.notes, *left_out, *not_ranked, *not_scored, *_unfinished(results)],
     )
     return Built(results, _files(content), _summary(results), content.conclusion)
 

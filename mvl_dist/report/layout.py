@@ -111,12 +111,13 @@ _SPECIAL = {
     "<": r"$<$",
     ">": r"$>$",
     "³": r"$^3$",
+    "τ": r"$\tau$",
 }
 
 
 def latex(text: str) -> str:
     """Text with LaTeX's special characters escaped."""
-    return re.sub(r"[&%$#_{}\\~^±†×–−≥<>³]", lambda match: _SPECIAL[match[0]], text)
+    return re.sub(r"[&%$#_{}\\~^±†×–−≥<>³τ]", lambda match: _SPECIAL[match[0]], text)
 
 
 def words(items: Sequence[str]) -> str:

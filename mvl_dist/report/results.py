@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mvl_dist.errors import UserError
-from mvl_dist.report.source import ROWS, Run, Source
+from mvl_dist.report.source import ROWS, VALIDATION_ROWS, Run, Source
 from mvl_dist.showcase import FILE, FOLDER
 from mvl_dist.statistics import per_case
 from mvl_dist.study.grid import Study, StudyRun
@@ -84,11 +84,14 @@ class Results:
             if run is not None
         }
         finished = self._of_one_store(finished, asked)
-        source.fetch(list(finished.values()), ROWS, f"{FOLDER}/{FILE}")
+        source.fetch(list(finished.values()), ROWS, VALIDATION_ROWS, f"{FOLDER}/{FILE}")
         self._rows = {key: self._read(run, asked[key]) for key, run in finished.items()}
         for key in [key for key, rows in self._rows.items() if not rows]:
             self.notes.append(f"{asked[key]} is finished but has no {ROWS}: counted as missing")
             del finished[key]
+        self._validation = {
+            key: self._read(run, asked[key], VALIDATION_ROWS) for key, run in finished.items()
+        }
         self.slots = tuple(
             Slot(table, PAPER_NAMES.get(model, model), run, finished.get(run.key))
             for study in studies
@@ -122,9 +125,9 @@ class Results:
                 )
         return kept
 
-    def _read(self, run: Run, asked: StudyRun) -> list[dict[str, Any]]:
+    def _read(self, run: Run, asked: StudyRun, file: str = ROWS) -> list[dict[str, Any]]:
         about = {"fold": asked.config.data.fold, "seed": asked.config.optim.seed}
-        return with_headline([{**row, **about} for row in self.source.rows(run)])
+        return with_headline([{**row, **about} for row in self.source.rows(run, file)])
 
     # ------------------------------------------------------------------------------- choosing
 
@@ -157,6 +160,11 @@ class Results:
         """Per-case rows of slots, each run's once."""
         keys = dict.fromkeys(slot.asked.key for slot in slots if slot.run)
         return [row for key in keys for row in self._rows[key]]
+
+    def validation_rows(self, slots: Iterable[Slot]) -> list[dict[str, Any]]:
+        """Rows of each run's own validation cases; none where it was not scored on them."""
+        keys = dict.fromkeys(slot.asked.key for slot in slots if slot.run)
+        return [row for key in keys for row in self._validation[key]]
 
     def cases(
         self, slots: Iterable[Slot], metric: str = "dice", region: str = ""

@@ -18,6 +18,7 @@ from mvl_dist.tracked import artifact_file, experiment_names, metric_curve
 from mvl_dist.tracking import SPOOL, search_runs
 
 ROWS = "test_cases.csv"
+VALIDATION_ROWS = "validation_cases.csv"
 READERS = 8  # downloads at once
 
 
@@ -99,15 +100,15 @@ class Source:
         with ThreadPoolExecutor(READERS) as pool:
             list(pool.map(lambda pair: self.file(*pair), [(r, p) for r in runs for p in paths]))
 
-    def rows(self, run: Run) -> list[dict[str, Any]]:
-        """A run's per-case rows; none if it was not tested. Undefined values are NaN."""
-        path = self.file(run, ROWS)
+    def rows(self, run: Run, file: str = ROWS) -> list[dict[str, Any]]:
+        """A run's per-case rows; none if it was not scored. Undefined values are NaN."""
+        path = self.file(run, file)
         if path is None:
             return []
-        with path.open(newline="") as file:
+        with path.open(newline="") as table:
             return [
                 {key: _value(key, text) for key, text in row.items()}
-                for row in csv.DictReader(file)
+                for row in csv.DictReader(table)
             ]
 
     def showcase(self, run: Run) -> Showcase | None:
@@ -125,7 +126,7 @@ class Source:
 
 
 def _value(key: str, text: str | None) -> Any:
-    if key in ("task", "case", "region", "split", "track"):
+    if key in ("task", "case", "region", "kind", "split"):
         return text
     if text in (None, "", "nan", "None"):
         return math.nan

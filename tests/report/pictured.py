@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mvl_dist import exhibit, runs
-from mvl_dist.evaluation import evaluate_cases
+from mvl_dist.evaluation import evaluate_cases, write_csv
 from mvl_dist.plan import make_plan
 from mvl_dist.showcase import FILE, FOLDER
 from mvl_dist.study.grid import Study, StudyRun, load_study
@@ -65,10 +65,11 @@ def _log(output: Path, uri: str, run: StudyRun, store: Path) -> None:
     )
 
     def finish(tracker: Tracker, folder: Path) -> None:
-        from mvl_dist.evaluation import write_csv
-
-        write_csv(rows, folder / "test_cases.csv")
-        tracker.artifact(folder / "test_cases.csv")
+        validation = [row for row in rows if row["case"] in plan.split.validation]
+        validation = [{**row, "split": "validation"} for row in validation]
+        for name, scored in (("test", rows), ("validation", validation)):
+            write_csv(scored, folder / f"{name}_cases.csv")
+            tracker.artifact(folder / f"{name}_cases.csv")
         path = folder / FOLDER / FILE
         exhibit.write(path, plan, model, rows, exhibits)
         tracker.artifact(path, FOLDER)

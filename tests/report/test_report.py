@@ -70,6 +70,14 @@ def test_regions_stand_by_themselves(out: Path) -> None:
     assert "mean of regions" not in table
 
 
+def test_ranking_and_out_of_fold_track_stand_in_the_page(out: Path) -> None:
+    page = (out / "index.html").read_text()
+    for name in ("ranking", "out_of_fold"):
+        assert f'<section class="table" id="{name}">' in page
+        assert "ViT-Baseline" in (out / "tables" / f"{name}.csv").read_text()
+        assert "MedVisionLlama" in (out / "tables" / f"{name}.tex").read_text()
+
+
 def test_device_hours_come_from_the_curves(runs: Path, tmp_path: Path) -> None:
     study = load_study(runs / "trial.yaml")
     source = Source(f"sqlite:///{runs / 'runs' / 'mlflow.db'}", tmp_path)
@@ -144,6 +152,9 @@ def test_names_from_the_data_cannot_become_part_of_the_page(tmp_path: Path) -> N
     page = (tmp_path / "out" / "index.html").read_text()
     assert "alert(1)" in page
     assert evil not in page
+    # Nothing was scored on validation cases.
+    assert "mvl evaluate RUN ... --split validation" in page
+    assert not list((tmp_path / "out" / "tables").glob("out_of_fold*"))
 
 
 # ------------------------------------------------------------------------------------ bad input
