@@ -55,7 +55,7 @@ def test_every_command_has_a_help_of_its_own(command: str) -> None:
         (["train", *PHANTOM, "--launcher", "h100x9"], "known: a100x8"),
         (["train", *PHANTOM, "--launcher"], "argument --launcher: expected one argument"),
         (["train", "--preset", "smok"], "known presets are paper"),
-        (["evaluate", "/nowhere"], "not a run's folder"),
+        (["evaluate", "/nowhere"], "/nowhere: no such folder, and no MLflow run id"),
         (["verify", "--store", "/nowhere"], "no store at /nowhere"),
         (["sync", "/nowhere"], "no run of"),
         (["convert", "--msd-root", "/nowhere", "--store", "/tmp/x"], "/nowhere"),

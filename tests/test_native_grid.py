@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from data_prep.resample import resample_image
 
 from data_prep.convert import ConvertOptions, convert_task
 from mvl_dist.native_grid import to_native
+from mvl_dist.resample import resample_image
 from mvl_dist.store import Manifest, read_array, read_manifest
 from tests.data_prep.tiny import NAME, write_nifti
 

@@ -54,7 +54,8 @@ def test_every_way_of_a_step_computes_the_same_and_has_its_figures(result: Path)
     assert {"ViT attention, dropout 0.2", "SwiGLU", "Dice + BCE", "Adam"} <= parts
     liger = [row for row in found["rows"] if row["variant"] == "liger"]
     assert liger
-    assert all("not on a CPU" in row["note"] and not row["ms"] for row in liger)
+    # Absent, or there but for GPUs only: a row says which, and has no time.
+    assert all(row["note"] and not row["ms"] for row in liger)
 
 
 def test_the_table_and_the_plot_show_every_model(result: Path) -> None:
