@@ -86,7 +86,7 @@ def model_of(name: str, size: Size, device: torch.device, dtype: torch.dtype) ->
     config: Any = SimpleNamespace(
         **{"name": name, "patch": (size.patch,) * 3, "width": 64, "depth": size.depth},
         **{"heads": 4, "mlp_ratio": 4, "dropout": 0.2, "llm_position": size.depth},
-        train_block=False,
+        **{"train_block": False, "frozen_precision": "model"},
         lora=SimpleNamespace(rank=8, alpha=16.0, targets=("q_proj", "v_proj")),
     )
     donor = random_donor(size.donor, device) if name == "medvisionllama" else None
