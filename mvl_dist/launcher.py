@@ -127,6 +127,11 @@ def deepspeed_settings(file: Path) -> dict[str, Any]:
         ) from error
     if stage not in STAGES:
         raise UserError(f"DeepSpeed config {file}: zero_optimization.stage {stage!r} is not 0 to 3")
+    for key in ("bf16", "fp16"):
+        if not isinstance(settings.get(key, {}), dict):
+            raise UserError(
+                f'DeepSpeed config {file}: {key} takes {{"enabled": true}}, not {settings[key]!r}'
+            )
     if settings.get("fp16", {}).get("enabled", False):
         raise UserError(
             f"DeepSpeed config {file} asks for fp16, whose loss scaling this project does not "
@@ -150,11 +155,30 @@ def _near(settings: Any) -> str:
 
 
 def ranks_a_node(config_file: Path) -> int:
-    """Ranks that an accelerate config starts on each node."""
-    settings = yaml.safe_load(config_file.read_text())
-    return int(settings["num_processes"]) // machines(config_file)
+    """Ranks that an accelerate config starts on each node.
+
+    Raises:
+        UserError: the file is no accelerate config, or names no number of processes.
+    """
+    return _number(config_file, "num_processes") // machines(config_file)
 
 
 def machines(config_file: Path) -> int:
-    """Nodes that an accelerate config is for."""
-    return int(yaml.safe_load(config_file.read_text()).get("num_machines", 1))
+    """Nodes that an accelerate config is for.
+
+    Raises:
+        UserError: as `ranks_a_node`.
+    """
+    return _number(config_file, "num_machines", 1)
+
+
+def _number(config_file: Path, key: str, default: int | None = None) -> int:
+    try:
+        value = yaml.safe_load(config_file.read_text()).get(key, default)
+    except (OSError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{config_file}: not an accelerate config; start from {CONFIGS / 'cpu2.yaml'}"
+        ) from error
+    if type(value) is not int or value < 1:
+        raise UserError(f"{config_file}: {key} must be a number above 0, not {value!r}")
+    return value

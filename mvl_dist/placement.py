@@ -81,9 +81,16 @@ class Schedule:
 
     @property
     def lower_bound(self) -> float:
-        """Seconds that no placement can undercut: all work on all GPUs, or the longest job."""
+        """Seconds that no placement can undercut: all work on all GPUs, or the longest job.
+
+        The longest job counts on as many GPUs as it may have, not on those that it was given:
+        else a job that was left alone on one GPU would be its own excuse.
+        """
         work = math.fsum(place.job.start_seconds + place.job.seconds for place in self.placed)
-        longest = max((place.job.duration for place in self.placed), default=0.0)
+        longest = max(
+            (_fit(place.job, 0.0, self.gpus_per_node).duration for place in self.placed),
+            default=0.0,
+        )
         return max(work / (self.nodes * self.gpus_per_node), longest)
 
 

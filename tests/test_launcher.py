@@ -59,6 +59,7 @@ def test_more_ranks_than_gpus_are_refused_before_anything_is_launched(
         ),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage 4 is not 0 to 3"),
         ({"fp16": {"enabled": True}}, "asks for fp16.*use bf16"),
+        ({"bf16": True}, r"bf16 takes ..enabled.: true., not True"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4.*--batch-size"),
     ],
 )
@@ -110,3 +111,25 @@ def test_a_launcher_of_ones_own_is_taken_from_where_it_lies(tmp_path: Path) -> N
     own = tmp_path / "own.yaml"
     shutil.copy(REPO / "accelerate_configs" / "cpu2.yaml", own)
     assert str(own) in launch.launch_command(str(own), "train.py", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("# A page\n\nof text: with: colons\n", "not an accelerate config; start from"),
+        ("just words", "not an accelerate config; start from"),
+        ("num_machines: 1\n", "num_processes must be a number above 0, not None"),
+        ("num_processes: two\n", "num_processes must be a number above 0, not 'two'"),
+    ],
+)
+def test_a_file_that_is_no_launcher_is_one_line(
+    tmp_path: Path, phantom_store: Path, text: str, reason: str
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    run = [str(phantom_store) if word == "STORE" else word for word in PHANTOM]
+    done = mvl("train", "--launcher", str(file), *run)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {file}")
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -95,3 +95,11 @@ def test_what_does_not_fit_one_gpus_memory_gets_more() -> None:
     assert job.gpus == 4
     with pytest.raises(ValueError, match="needs 16 GPUs, a node has 8"):
         grouped([Job("large", 10, least_gpus=16)], nodes=1, gpus_per_node=8)
+
+
+def test_a_long_run_left_on_one_gpu_is_no_excuse_for_the_makespan() -> None:
+    """The bound counts it on the GPUs that it might have had; a bad grouping shows."""
+    long = Job("long", 100, most_gpus=4)
+    left_alone = simulate([long, *jobs(*[10] * 8)], nodes=1, gpus_per_node=8)
+    assert left_alone.makespan == 100
+    assert left_alone.lower_bound == pytest.approx(100 / (4 * GROUP_EFFICIENCY))
