@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.kernels.compiling import compile_for, usage
+from tests.kernels.compiling import compile_for, cuobjdump, usage
 
 KERNELS = "forward", "queries", "keys"
 
@@ -70,15 +67,7 @@ def type_of(argument: str, dtype: str) -> str:
 
 def main_loop(kernel: Any) -> Counter[str]:
     """Instructions of the loop over whole steps: the first one with exponentials."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        text = subprocess.run(
-            [tool, "-sass", file.name], capture_output=True, text=True, check=True
-        ).stdout
+    text = cuobjdump(kernel, "-sass")
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);", text)
     code = [(int(address, 16), name, rest) for address, name, rest in found]
     for address, name, rest in code:

@@ -46,9 +46,8 @@ def compile_for(
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def usage(compiled: Any) -> dict[str, int]:
-    """Shared memory (bytes), registers and spilled registers (bytes) a thread of a kernel."""
-    import re
+def cuobjdump(compiled: Any, flag: str) -> str:
+    """What the wheel's cuobjdump prints of a compiled kernel."""
     import subprocess
 
     import triton
@@ -57,9 +56,15 @@ def usage(compiled: Any) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        shown = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        command = [tool, flag, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def usage(compiled: Any) -> dict[str, int]:
+    """Shared memory (bytes), registers and spilled registers (bytes) a thread of a kernel."""
+    import re
+
+    shown = cuobjdump(compiled, "--dump-resource-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+)", shown)
     assert found, shown
     registers, spilled = map(int, found.groups())
