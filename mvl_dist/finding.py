@@ -13,7 +13,8 @@ from mvl_dist.files import full_disk_is_a_user_error
 from mvl_dist.journal import RUN_FILE, RunFile
 from mvl_dist.postprocess import POSTPROCESSING
 from mvl_dist.runs import ABOUT, CONFIG
-from mvl_dist.tracking import default_uri, download, get_run
+from mvl_dist.tracked import artifact_file, get_run
+from mvl_dist.tracking import default_uri
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 # Two folders deep, so that nobody takes what is below for runs that were trained here.
@@ -97,7 +98,7 @@ def _from_mlflow(run_id: str, output: Path) -> Path:
     with full_disk_is_a_user_error(output):
         folder.mkdir(parents=True, exist_ok=True)
     for file in (*ARTIFACTS, *OPTIONAL):
-        fetched = download(uri, run_id, file, folder)
+        fetched = artifact_file(uri, run_id, file, folder)
         if fetched is None and file in OPTIONAL:
             continue
         if fetched is None:

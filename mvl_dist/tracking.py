@@ -9,7 +9,6 @@ all until then: nodes without a network need no server.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mvl_dist.errors import UserError
-from mvl_dist.journal import JOURNAL, RUN_FILE, Journal, RunFile, journalled_runs
+from mvl_dist.journal import JOURNAL, RUN_FILE, Journal, RunFile
 
 FLUSH_SECONDS = 5.0
 METRICS_A_BATCH = 1000  # MLflow's limit for one log_batch call
@@ -53,12 +52,13 @@ def open_command(uri: str) -> str:
     return f".venv/bin/mlflow ui --host 127.0.0.1 --backend-store-uri {uri}"
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """What a server or database said, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _client(uri: str) -> Any:
+def connect(uri: str) -> Any:
+    """A client of a server or database."""
     # A dead server must cost seconds: MLflow's own default is seven retries of two minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -185,7 +185,7 @@ def _opened(client: Any, uri: str, about: RunFile, folder: Path) -> RunFile:
     return opened
 
 
-def _answered(ask: Callable[[], T]) -> T:
+def answered(ask: Callable[[], T]) -> T:
     """What a server answers; $MVL_MLFLOW_WAIT_SECONDS (0) is how long one that is away is asked.
 
     A person's mistyped address is an error at once; a sweep outlives a server that is restarted.
@@ -216,11 +216,11 @@ class Tracker:
             about.write(folder)
         else:
             try:
-                self._client = _client(uri)
-                about = _answered(lambda: _opened(self._client, uri, about, folder))
+                self._client = connect(uri)
+                about = answered(lambda: _opened(self._client, uri, about, folder))
             except Exception as error:
                 raise UserError(
-                    f"MLflow at {uri} cannot be used ({_short(error)}): start it with 'mlflow "
+                    f"MLflow at {uri} cannot be used ({short(error)}): start it with 'mlflow "
                     "server --host 127.0.0.1', unset MLFLOW_TRACKING_URI to use a SQLite file in "
                     f"--output, or set it to {SPOOL} to send everything later"
                 ) from error
@@ -282,7 +282,7 @@ class Tracker:
             except Exception as error:
                 if self._failures == 0:
                     print(
-                        f"note: MLflow at {self.uri} does not take the run ({_short(error)}); "
+                        f"note: MLflow at {self.uri} does not take the run ({short(error)}); "
                         "training goes on, the journal keeps everything",
                         flush=True,
                     )
@@ -335,64 +335,12 @@ class NullTracker:
 AnyTracker = Tracker | NullTracker
 
 
-def search_runs(uri: str, experiment: str, condition: str = "") -> list[Any]:
-    """Every MLflow run of an experiment, the newest first; none where it does not exist.
-
-    Args:
-        condition: MLflow's filter, e.g. `tags.key = 'x'`.
-
-    Raises:
-        UserError: the tracking server does not answer.
-    """
-    if uri.startswith(SPOOL):
-        return journalled_runs(Path(uri.removeprefix(SPOOL)), experiment)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return []  # asking would make an empty database
-
-    def ask(client: Any) -> list[Any]:
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            return []
-        runs: list[Any] = []
-        token: str | None = ""
-        while token is not None:
-            page = client.search_runs(
-                [found.experiment_id], condition, max_results=1000, page_token=token or None
-            )
-            runs += page
-            token = page.token or None
-        return runs
-
-    return asked(uri, ask)
-
-
-@functools.lru_cache(maxsize=4)
-def client_of(uri: str) -> Any:
-    """A client to read with, made once."""
-    return _client(uri)
-
-
-def asked(uri: str, ask: Callable[[Any], T]) -> T:
-    """What a client of `uri` answers.
-
-    Raises:
-        UserError: it does not answer.
-    """
-    try:
-        return _answered(lambda: ask(client_of(uri)))
-    except Exception as error:
-        raise UserError(
-            f"MLflow at {uri} cannot be asked ({_short(error)}): start the server, or unset "
-            "MLFLOW_TRACKING_URI to use the SQLite file in --output"
-        ) from error
-
-
 def mark_failed(uri: str, run_id: str) -> None:
     """Note for a run whose process could not that it failed."""
     if uri.startswith(SPOOL):
         Journal.end(Path(run_id), "FAILED")
     else:
-        _client(uri).set_terminated(run_id, "FAILED")
+        connect(uri).set_terminated(run_id, "FAILED")
 
 
 def sync(folder: Path) -> int:
@@ -410,7 +358,7 @@ def sync(folder: Path) -> int:
     if uri.startswith(SPOOL):
         raise UserError(f"{folder} was spooled: set MLFLOW_TRACKING_URI to the server it goes to")
     try:
-        client = _client(uri)
+        client = connect(uri)
         about = _opened(client, uri, about, folder)
         journal = Journal(folder)
         operations, offset = journal.waiting()
@@ -418,50 +366,9 @@ def sync(folder: Path) -> int:
         send(client, about.run_id, operations)
     except Exception as error:
         raise UserError(
-            f"MLflow at {uri} does not take the run ({_short(error)}): start it and call "
+            f"MLflow at {uri} does not take the run ({short(error)}): start it and call "
             f"'mvl sync {folder}' again"
         ) from error
     if operations:
         journal.mark_sent(offset)
     return len(operations)
-
-
-def get_run(uri: str, run_id: str) -> Any | None:
-    """One MLflow run, None where the server has none of that id.
-
-    Raises:
-        UserError: the tracking server does not answer.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return None  # asking would make an empty database
-    try:
-        return _answered(lambda: _client(uri).get_run(run_id))
-    except Exception as error:
-        if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise UserError(
-            f"MLflow at {uri} cannot be asked for run {run_id} ({_short(error)}): start the "
-            "server, or pass the run's folder"
-        ) from error
-
-
-def download(uri: str, run_id: str, file: str, folder: Path) -> Path | None:
-    """Put an artifact of a run into a folder; None where the run has none of that name.
-
-    Raises:
-        UserError: the server or its store of artifacts does not answer.
-    """
-    client = _client(uri)
-    try:
-        inside = Path(file).parent.as_posix().removeprefix(".")
-        if file not in [artifact.path for artifact in client.list_artifacts(run_id, inside)]:
-            return None
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        return Path(client.download_artifacts(run_id, file, str(folder)))
-    except Exception as error:
-        raise UserError(
-            f"MLflow at {uri} does not give {file} of run {run_id} ({_short(error)}): pass the "
-            "run's folder"
-        ) from error

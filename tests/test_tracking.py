@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 from mvl_dist.errors import UserError
 from mvl_dist.journal import JOURNAL
 from mvl_dist.sync import main as sync_command
-from mvl_dist.tracking import Tracker, default_uri, search_runs, sync
+from mvl_dist.tracked import search_runs
+from mvl_dist.tracking import Tracker, default_uri, sync
 from tests.debian import NotInstalledError
 from tests.servers import MLflowServer, mlflow_server, postgres
 

@@ -14,8 +14,8 @@ from typing import Any
 from mvl_dist.errors import UserError
 from mvl_dist.journal import curve
 from mvl_dist.showcase import FILE, FOLDER, Showcase
-from mvl_dist.tracked import artifact_file, experiment_names, metric_curve
-from mvl_dist.tracking import SPOOL, search_runs
+from mvl_dist.tracked import artifact_file, experiment_names, metric_curve, search_runs
+from mvl_dist.tracking import SPOOL
 
 ROWS = "test_cases.csv"
 VALIDATION_ROWS = "validation_cases.csv"
@@ -92,7 +92,9 @@ class Source:
                 found = Path(run.run_id) / path
                 self._files[key] = found if found.exists() else None
             else:
-                self._files[key] = artifact_file(self.uri, run.run_id, path, self.folder)
+                self._files[key] = artifact_file(
+                    self.uri, run.run_id, path, self.folder / run.run_id
+                )
         return self._files[key]
 
     def fetch(self, runs: Sequence[Run], *paths: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mvl_dist.study.grid import StudyRun
 from mvl_dist.study.lease import holder
-from mvl_dist.tracking import search_runs
+from mvl_dist.tracked import search_runs
 
 State = Literal["done", "running", "interrupted", "failed", "stale", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "interrupted", "failed", "stale", "missing")

@@ -243,6 +243,13 @@ def test_a_study_over_two_nodes_outlives_a_rank_a_job_a_requeue_and_the_mlflow_s
     )
     assert done.returncode == 0, done.stderr
     compare(runs, undisturbed, uri)
+    made = submit(
+        *(slurm, site, "report.sbatch", "--experiment", "twelve", "--study", str(study)),
+        flags="--mem=0",
+    )
+    wait_until(lambda: slurm.states(made)[made] == "COMPLETED", slurm, made)
+    assert "12 of 12" in written(site)
+    assert "MVL-Dist report: twelve" in (runs / "report" / "index.html").read_text()
     slurm.run(["scancel", server])
 
 
