@@ -43,7 +43,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Scan:
-    """A checked case, axes D, H, W of the RAS+ orientation (see mvl_dist/store.py).
+    """A checked case, axes D, H, W of the RAS+ orientation (see mvl_dist/store/format.py).
 
     Attributes:
         image: (C, D, H, W) raw intensities, scaled as the header says (CT: HU).

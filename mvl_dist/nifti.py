@@ -34,7 +34,7 @@ Affine = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a file's voxels become D, H, W of the RAS+ orientation (see store.py), and back.
+    """How a file's voxels become D, H, W of the RAS+ orientation (see store/format.py), and back.
 
     Attributes:
         turn: (3, 2), nibabel's orientation of the file's axes.

@@ -1,0 +1,43 @@
+"""The Zarr store: its format, its only writer, its only reader."""
+
+from mvl_dist.store.format import (
+    ARRAYS,
+    MANIFEST,
+    STORE_VERSION,
+    CaseArrays,
+    CaseInfo,
+    Manifest,
+    Shape3D,
+    Spacing,
+    array_sha256,
+    regions_of,
+)
+from mvl_dist.store.reading import read_array, read_manifest, task_names
+from mvl_dist.store.writing import (
+    create_task_group,
+    read_case_attributes,
+    withdraw_manifest,
+    write_case,
+    write_manifest,
+)
+
+__all__ = [
+    "ARRAYS",
+    "MANIFEST",
+    "STORE_VERSION",
+    "CaseArrays",
+    "CaseInfo",
+    "Manifest",
+    "Shape3D",
+    "Spacing",
+    "array_sha256",
+    "create_task_group",
+    "read_array",
+    "read_case_attributes",
+    "read_manifest",
+    "regions_of",
+    "task_names",
+    "withdraw_manifest",
+    "write_case",
+    "write_manifest",
+]
