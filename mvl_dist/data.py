@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class RankBatches(Sampler[list[tuple[int, int]]]):
             yield [(order[i], i) for i in range(start, start + self.micro_batch)]
 
 
-def make_loader(dataset: CaseDataset, batches: RankBatches, workers: int) -> DataLoader[Batch]:
+def make_loader(dataset: Dataset[Batch], batches: RankBatches, workers: int) -> DataLoader[Batch]:
     """Loader whose worker processes outlive an epoch.
 
     Workers are spawned, not forked: Zarr runs an event loop in a thread, which a fork breaks.
@@ -118,3 +119,11 @@ def make_loader(dataset: CaseDataset, batches: RankBatches, workers: int) -> Dat
         persistent_workers=workers > 0,
         multiprocessing_context="spawn" if workers > 0 else None,
     )
+
+
+def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Batches, each with the milliseconds that the training step waited for it."""
+    asked = time.perf_counter()
+    for batch in batches:
+        yield batch, (time.perf_counter() - asked) * 1000
+        asked = time.perf_counter()

@@ -18,7 +18,7 @@ from mvl_dist import checkpoint
 from mvl_dist.augment import augment
 from mvl_dist.checkpoint import Position
 from mvl_dist.config import OptimConfig
-from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader
+from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader, timed
 from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, share
 from mvl_dist.errors import UserError
 from mvl_dist.labelling import region_logits
@@ -158,9 +158,10 @@ class Trainer:
     def _epoch(self, position: Position, stop: StopRequest, advance: Any) -> Position:
         self.engine.train()
         self.batches.set_position(position.epoch, position.batch)
-        started, seen = time.monotonic(), 0
-        for batch in self.loader:
-            loss, grad_norm = self._step(batch, position, stop)
+        started, seen, waited_ms = time.monotonic(), 0, 0.0
+        for batch, own_wait_ms in timed(self.loader):
+            loss, grad_norm, wait_ms = self._step(batch, position, stop, own_wait_ms)
+            waited_ms += wait_ms
             position = replace(
                 position,
                 batch=position.batch + 1,
@@ -170,14 +171,22 @@ class Trainer:
             seen += self.optim.batch_size
             rate = seen / (time.monotonic() - started)
             self.tracker.metrics(
-                position.step, train_loss=loss, grad_norm=grad_norm, images_per_second=rate
+                position.step,
+                train_loss=loss,
+                grad_norm=grad_norm,
+                images_per_second=rate,
+                data_wait_ms=wait_ms,
             )
             advance(1, loss=f"{loss:.4f}", **{"images/s": f"{rate:.1f}"})
-        device_seconds = (time.monotonic() - started) * self.world_size
+        seconds = time.monotonic() - started
+        costs = {
+            "train_device_seconds_per_sample": seconds * self.world_size / max(seen, 1),
+            "data_wait_share": waited_ms / 1000 / seconds,
+        }
         self.tracker.metrics(
             position.step,
             train_loss_epoch=position.loss_sum / self.steps_per_epoch,
-            **({"train_device_seconds_per_sample": device_seconds / seen} if seen else {}),
+            **(costs if seen else {}),
         )
         position = replace(
             position,
@@ -190,8 +199,17 @@ class Trainer:
             position = self._validate_and_save(position)
         return position
 
-    def _step(self, batch: Batch, position: Position, stop: StopRequest) -> tuple[float, float]:
-        """One optimizer step; returns the global batch's loss and gradient norm.
+    def _step(
+        self, batch: Batch, position: Position, stop: StopRequest, own_wait_ms: float
+    ) -> tuple[float, float, float]:
+        """One optimizer step.
+
+        Args:
+            own_wait_ms: how long this rank waited for its part of the batch.
+
+        Returns:
+            The global batch's loss and gradient norm, and the longest wait of any rank: the one
+            that held all of them up.
 
         Raises:
             Stopped: a rank was told to stop; nothing of this batch was applied.
@@ -207,16 +225,20 @@ class Trainer:
             image, target = augment(image, target, optim.seed, position.epoch, places)
         loss = training_loss(self.engine(image.to(self.dtype)), target, self.activation)
         self.watchdog.advance(f"step {position.step + 1}")
-        # One collective answers three questions for all ranks: the loss, is it sound, go on?
+        # One collective answers four questions for all ranks: the loss, is it sound, go on, and
+        # (in a place for each rank, so that a sum keeps them apart) how long did each wait?
+        waits = torch.zeros(self.world_size, device=self.device)
+        waits[self.rank] = own_wait_ms
         report = torch.stack(
             [
                 torch.nan_to_num(loss.detach().float(), 0.0, 0.0, 0.0),
                 (~torch.isfinite(loss.detach())).float(),
                 torch.tensor(float(stop.requested), device=self.device),
+                *waits,
             ]
         )
         dist.all_reduce(report)
-        loss_sum, broken, stopping = report.tolist()
+        loss_sum, broken, stopping, *waited = report.tolist()
         if stopping:
             raise Stopped(position)
         if broken:
@@ -233,7 +255,7 @@ class Trainer:
         self.engine.step()
         if grad_norm is None:
             grad_norm = float(self.engine.get_global_grad_norm())
-        return loss_sum / self.world_size, grad_norm
+        return loss_sum / self.world_size, grad_norm, max(waited)
 
     def _gradient_norm_before_step(self) -> float | None:
         # ZeRO computes the norm in its step; stage 0 in float32 never does.

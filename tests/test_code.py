@@ -23,7 +23,7 @@ LAYERS = [
     {"models", "ranking", "recipe"},
     {"plan", "tracking", "distributed", "augment", "data", "regions", "continuing", "activations"},
     {"watchdog", "reshard", "record", "tracked"},
-    {"checkpoint", "evaluation"},
+    {"checkpoint", "evaluation", "data_speed"},
     {"engine", "figures", "runs", "exhibit"},
     {"trained", "finding", "ensemble"},
     {"inputs"},

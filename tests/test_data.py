@@ -1,10 +1,12 @@
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mvl_dist.data import CaseDataset, RankBatches, epoch_order, make_loader, region_masks
+from mvl_dist.data import CaseDataset, RankBatches, epoch_order, make_loader, region_masks, timed
 from mvl_dist.distributed import share
 from mvl_dist.store import read_array, read_manifest
 from mvl_dist.tasks import Region
@@ -78,3 +80,20 @@ def test_regions_may_share_labels() -> None:
     label = torch.tensor([[[0, 1, 2, 3]]], dtype=torch.uint8)
     masks = region_masks(label, [Region("whole", (1, 2, 3)), Region("core", (3,))])
     assert masks.tolist() == [[[[0, 1, 1, 1]]], [[[0, 0, 0, 1]]]]
+
+
+def test_the_wait_for_a_batch_counts_the_loader_and_not_the_step() -> None:
+    def slow_loader() -> Iterator[dict[str, int]]:
+        for number in range(3):
+            time.sleep(0.05)
+            yield {"number": number}
+
+    waits = []
+    for batch, wait_ms in timed(slow_loader()):
+        assert batch["number"] == len(waits)
+        waits.append(wait_ms)
+        time.sleep(0.2)  # the training step
+    # No upper bound near 50: a busy machine sleeps longer, but a step counted in would be 200 more.
+    assert len(waits) == 3
+    assert all(wait_ms >= 49 for wait_ms in waits)
+    assert min(waits) < 200

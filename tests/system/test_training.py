@@ -82,8 +82,9 @@ def test_mlflow_holds_config_provenance_curves_and_results(unbroken: Path) -> No
     assert run.data.tags["zero_stage"] == "2"
     assert "test_dice/edema" in run.data.metrics
     assert run.data.metrics["test_n_dice/edema"] == 1
-    for key in ("train_loss", "grad_norm", "val_dice"):
+    for key in ("train_loss", "grad_norm", "val_dice", "data_wait_ms"):
         assert len(client.get_metric_history(known["run_id"], key)) == len(curve(unbroken, key))
+    assert 0 < run.data.metrics["data_wait_share"] < 1
     artifacts = {item.path for item in client.list_artifacts(known["run_id"])}
     assert artifacts >= {"config.yaml", "split.json", "test_cases.json", "test_overlay.png"}
     # What the report draws from, of both ranks' cases.
