@@ -18,10 +18,17 @@ Batch = dict[str, Any]
 
 
 def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor:
-    """Binary masks of a label map: (D, H, W) integers -> (R, D, H, W) uint8, one mask a region."""
-    return torch.stack(
-        [torch.isin(label, torch.tensor(region.labels, dtype=label.dtype)) for region in regions]
-    ).to(torch.uint8)
+    """Binary masks of a label map: (D, H, W) integers on the CPU -> (R, D, H, W) uint8."""
+    # numpy's comparison of bytes takes a fifth of torch's time on a core, torch.isin over a hundred
+    # times as much: it was most of what a sample cost.
+    values = label.numpy()
+    masks = np.empty((len(regions), *values.shape), dtype=np.bool_)
+    for mask, region in zip(masks, regions, strict=True):
+        first, *others = region.labels
+        np.equal(values, first, out=mask)
+        for other in others:
+            mask |= values == other
+    return torch.from_numpy(masks.view(np.uint8))
 
 
 def load_image(store: Path, task: str, case: str, channels: str) -> torch.Tensor:
