@@ -1,15 +1,14 @@
-"""Store to batches: the same global batches at any number of ranks."""
+"""Store to samples, and their order: the same global batches at any number of ranks."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from mvl_dist.store import Manifest, read_array, regions_of
 from mvl_dist.tasks import Region
@@ -19,8 +18,8 @@ Batch = dict[str, Any]
 
 def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor:
     """Binary masks of a label map: (D, H, W) integers on the CPU -> (R, D, H, W) uint8."""
-    # numpy's comparison of bytes takes a fifth of torch's time on a core, torch.isin over a hundred
-    # times as much: it was most of what a sample cost.
+    # numpy compares bytes faster than torch does, and torch.isin was most of what a sample cost
+    # (benchmarks/region_masks.py).
     values = label.numpy()
     masks = np.empty((len(regions), *values.shape), dtype=np.bool_)
     for mask, region in zip(masks, regions, strict=True):
@@ -111,26 +110,3 @@ class RankBatches(Sampler[list[tuple[int, int]]]):
         for batch in range(self.first_batch, self.batches_per_epoch):
             start = batch * self.batch_size + self.rank * self.micro_batch
             yield [(order[i], i) for i in range(start, start + self.micro_batch)]
-
-
-def make_loader(dataset: Dataset[Batch], batches: RankBatches, workers: int) -> DataLoader[Batch]:
-    """Loader whose worker processes outlive an epoch.
-
-    Workers are spawned, not forked: Zarr runs an event loop in a thread, which a fork breaks.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-        multiprocessing_context="spawn" if workers > 0 else None,
-    )
-
-
-def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
-    """Batches, each with the milliseconds that the training step waited for it."""
-    asked = time.perf_counter()
-    for batch in batches:
-        yield batch, (time.perf_counter() - asked) * 1000
-        asked = time.perf_counter()

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import Dataset, default_collate
 
-from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader
-from mvl_dist.store import Manifest, read_array
+from mvl_dist.data import Batch, CaseDataset, RankBatches, region_masks
+from mvl_dist.errors import UserError
+from mvl_dist.loading import BatchLoader
+from mvl_dist.store import Manifest, read_array, read_manifest, task_names
 
 ARRAYS = ("image", "label")
-# Enough for a mean; a loader's first batches carry the start of its workers.
+# Enough for a median; a loader's first batches carry the start of its workers.
 CASES = 24
 BATCH = 4
+ROUNDS = 6
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DataSpeed:
-    """Milliseconds a case in one process, and the rate of a loader's worker processes.
+    """Medians of what a sample takes in one process, and the rate of a loader's worker processes.
 
     Attributes:
-        read_ms: bringing the compressed files into memory.
-        decode_ms: from there to arrays, with Zarr's own time and the crc32c.
-        mask_ms: the rest of a sample: tensors and one mask a region.
-        mb_per_case: compressed size.
+        read_ms: bringing a case's compressed files into memory, from disk or from the system's own
+            cache as they lay.
+        decode_ms: from memory to arrays, with Zarr's own time and the crc32c.
+        mask_ms: one mask a region out of the label.
+        batch_ms: copying samples into a batch.
+        mb_per_case: compressed size, mean.
         first_batch_s: from asking a fresh loader to its first batch.
         samples_per_s: of the loader after its first batch.
     """
@@ -37,10 +45,17 @@ class DataSpeed:
     read_ms: float
     decode_ms: float
     mask_ms: float
+    batch_ms: float
     mb_per_case: float
     workers: int
     first_batch_s: float
     samples_per_s: float
+
+    def lost_ms(self, cores: int) -> float:
+        """What a sample of the loader takes beyond its parts: handing it over, and other work."""
+        at_once = min(max(self.workers, 1), cores)
+        parts = self.read_ms + self.decode_ms + self.mask_ms + self.batch_ms
+        return at_once * 1000 / self.samples_per_s - parts
 
     def verdict(self, cores: int) -> str:
         """The largest part of a sample's time, and what lessens it."""
@@ -48,13 +63,45 @@ class DataSpeed:
             "reading files": self.read_ms,
             "decoding": self.decode_ms,
             "making masks": self.mask_ms,
+            "batching": self.batch_ms,
+            "handing batches over": self.lost_ms(cores),
         }
         largest = max(parts, key=lambda name: parts[name])
         if largest == "reading files":
             return "reading files: a faster or nearer disk (node-local scratch) for --store"
+        if largest == "handing batches over":
+            return "copies between processes, or other work on these cores (see top)"
         if self.workers < cores:
             return f"{largest}: more --workers (there are {cores} cores)"
         return f"{largest}: every one of the {cores} cores has a worker; more cores"
+
+
+def report(store: Path, task: str, workers: int) -> list[str]:
+    """Lines about a task; the store's only one if none is given.
+
+    Raises:
+        UserError: no such store or task, several tasks and none named, a negative number of
+            workers, or an unreadable case.
+    """
+    if workers < 0:
+        raise UserError(f"--workers {workers}: must not be negative")
+    held = task_names(store) if store.is_dir() else ()
+    if not task and len(held) > 1:
+        raise UserError(f"--data: {store} holds {', '.join(held)}: choose with --task")
+    manifest = read_manifest(store, task or next(iter(held), "Task01"))
+    speed = measure(store, manifest, workers)
+    cores = len(os.sched_getaffinity(0))
+    loader = f"{workers} worker{'s' * (workers > 1)}" if workers else "no workers"
+    return [
+        f"{manifest.task.name}, {len(manifest.cases)} cases of {'x'.join(map(str, manifest.grid))}",
+        f"  one process    {speed.read_ms:.2f} ms reading files ({speed.mb_per_case:.2f} MB), "
+        f"{speed.decode_ms:.2f} ms decoding, {speed.mask_ms:.2f} ms masks, {speed.batch_ms:.2f} ms "
+        "batching, a case",
+        f"  {loader:13}  {speed.samples_per_s:.0f} samples/s, {speed.lost_ms(cores):.2f} ms a case "
+        f"beyond these parts; first batch after {speed.first_batch_s:.1f} s",
+        f"  bounded by     {speed.verdict(cores)}",
+        "  in a training  MLflow has each step's data_wait_ms and each epoch's data_wait_share",
+    ]
 
 
 def measure(store: Path, manifest: Manifest, workers: int) -> DataSpeed:
@@ -65,26 +112,44 @@ def measure(store: Path, manifest: Manifest, workers: int) -> DataSpeed:
     """
     task = manifest.task.name
     cases = sorted(manifest.cases)[:CASES]
-    folders = [store / task / "cases" / case for case in cases]
-    files = [
-        f for folder in folders for a in ARRAYS for f in (folder / a).rglob("*") if f.is_file()
-    ]
-    read_array(store, task, cases[0], "label")  # imports Zarr, which is no case's time
-    read_s, sizes = _timed(lambda: [len(file.read_bytes()) for file in files])
-    arrays_s, _ = _timed(lambda: [read_array(store, task, c, a) for c in cases for a in ARRAYS])
     dataset = CaseDataset(store, manifest, cases, "all", "labels")
-    whole_s, _ = _timed(lambda: [dataset[index, 0] for index in range(len(cases))])
+    read_array(store, task, cases[-1], "label")  # imports Zarr, which is no case's time
+    reads, decodes, masks, sizes = [], [], [], []
+    for case in cases:
+        folder = store / task / "cases" / case
+        files = [f for array in ARRAYS for f in (folder / array).rglob("*") if f.is_file()]
+        cold_s, size = _timed(partial(_read, files))
+        # What follows finds the files in the system's cache: only that may be taken off from it.
+        warm_s, _ = _timed(partial(_read, files))
+        arrays_s, label = _timed(partial(_decode, store, task, case))
+        masks_s, _ = _timed(partial(region_masks, label, dataset.regions))
+        reads.append(cold_s)
+        decodes.append(arrays_s - warm_s)
+        masks.append(masks_s)
+        sizes.append(size)
+    samples = [dataset[index % len(cases), index] for index in range(BATCH)]
+    batchings = [_timed(partial(default_collate, samples))[0] for _ in range(ROUNDS)]
     first_s, rate = _loader_speed(dataset, workers)
-    ms = 1000 / len(cases)
     return DataSpeed(
-        read_ms=read_s * ms,
-        decode_ms=max(arrays_s - read_s, 0.0) * ms,
-        mask_ms=max(whole_s - arrays_s, 0.0) * ms,
-        mb_per_case=sum(sizes) / len(cases) / 1e6,
+        read_ms=statistics.median(reads) * 1000,
+        decode_ms=statistics.median(decodes) * 1000,
+        mask_ms=statistics.median(masks) * 1000,
+        batch_ms=statistics.median(batchings) * 1000 / BATCH,
+        mb_per_case=statistics.mean(sizes) / 1e6,
         workers=workers,
         first_batch_s=first_s,
         samples_per_s=rate,
     )
+
+
+def _read(files: Sequence[Path]) -> int:
+    return sum(len(file.read_bytes()) for file in files)
+
+
+def _decode(store: Path, task: str, case: str) -> torch.Tensor:
+    """Both arrays of a case; returns the label."""
+    _, label = (read_array(store, task, case, array) for array in ARRAYS)
+    return torch.from_numpy(label)
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
@@ -97,10 +162,10 @@ def _loader_speed(dataset: CaseDataset, workers: int) -> tuple[float, float]:
     """Seconds to a fresh loader's first batch, and its samples a second from then on."""
     passes = max(2, -(-CASES * max(workers, 1) // len(dataset)))
     order = RankBatches(len(dataset) * passes, BATCH, 0, 1, seed=0)
-    batches = iter(make_loader(_Repeated(dataset), order, workers))
+    batches = iter(BatchLoader(_Repeated(dataset), order, workers))
     first_s, _ = _timed(lambda: next(batches))
-    rest_s, samples = _timed(lambda: [len(batch["case"]) for batch in batches])
-    return first_s, sum(samples) / rest_s
+    rest_s, samples = _timed(lambda: sum(len(batch["case"]) for batch in batches))
+    return first_s, samples / rest_s
 
 
 class _Repeated(Dataset[Batch]):
@@ -112,16 +177,3 @@ class _Repeated(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         index, position = item
         return self.dataset[index % len(self.dataset), position]
-
-
-def lines(speed: DataSpeed) -> list[str]:
-    """The report of one task."""
-    cores = len(os.sched_getaffinity(0))
-    return [
-        f"one process     {speed.read_ms:.2f} ms reading files ({speed.mb_per_case:.2f} MB), "
-        f"{speed.decode_ms:.2f} ms decoding, {speed.mask_ms:.2f} ms masks, a case",
-        f"{speed.workers} workers       {speed.samples_per_s:.0f} samples/s; first batch after "
-        f"{speed.first_batch_s:.1f} s",
-        f"bounded by      {speed.verdict(cores)}",
-        "in a training   MLflow has each step's data_wait_ms and each epoch's data_wait_share",
-    ]

@@ -24,6 +24,7 @@ from mvl_dist.launcher import check_precision, deepspeed_settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
 T = TypeVar("T")
 WAIT_FOR_RANK_0_SECONDS = 5.0
@@ -200,6 +201,24 @@ def from_rank_0(value: T) -> T:
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def sums_and_largest(values: Tensor, own: float) -> tuple[list[float], float]:
+    """Sums over the ranks of some values, and the largest of one more, by a single collective.
+
+    Args:
+        values: (n,) float32 on the ranks' device.
+        own: this rank's one, which travels in a place of its own so that summing keeps it apart.
+    """
+    import torch
+    import torch.distributed as dist
+
+    ranks = torch.zeros(dist.get_world_size(), dtype=values.dtype, device=values.device)
+    ranks[dist.get_rank()] = own
+    report = torch.cat([values, ranks])
+    dist.all_reduce(report)
+    reduced = report.tolist()
+    return reduced[: len(values)], max(reduced[len(values) :])
 
 
 def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:

@@ -46,7 +46,12 @@ def main(argv: Sequence[str]) -> int:
     """Entry of `mvl doctor`; 0 if the main job could start here, else 1."""
     arguments = tyro.cli(DoctorArguments, args=list(argv), prog="mvl doctor")
     if arguments.data:
-        return data_speed(arguments)
+        from mvl_dist.data_speed import report
+
+        print("\n".join(report(arguments.store, arguments.task, arguments.workers)))
+        return 0
+    if arguments.task:
+        raise UserError(f"--task {arguments.task}: is read with --data only")
     findings = [
         *packages(),
         *hardware(),
@@ -69,29 +74,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"  {finding.what}: {finding.missing}")
     print("what runs without them: make train (two CPU ranks, phantom data, SmolLM2's block)")
     return 1
-
-
-def data_speed(arguments: DoctorArguments) -> int:
-    """Time the way from the store to batches.
-
-    Raises:
-        UserError: no such store or task, several tasks and none named, or an unreadable case.
-    """
-    if arguments.workers < 0:
-        raise UserError(f"--workers {arguments.workers}: must not be negative")
-    held = task_names(arguments.store) if arguments.store.is_dir() else ()
-    if not arguments.task and len(held) > 1:
-        raise UserError(f"--data: {arguments.store} holds {', '.join(held)}: choose with --task")
-    manifest = read_manifest(arguments.store, arguments.task or next(iter(held), "Task01"))
-
-    from mvl_dist.data_speed import lines, measure
-
-    speed = measure(arguments.store, manifest, arguments.workers)
-    grid = "x".join(map(str, manifest.grid))
-    print(f"{manifest.task.name}, {len(manifest.cases)} cases of {grid}, batches of whole cases")
-    for line in lines(speed):
-        print(f"  {line}")
-    return 0
 
 
 def packages() -> list[Finding]:

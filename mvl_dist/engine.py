@@ -18,10 +18,17 @@ from mvl_dist import checkpoint
 from mvl_dist.augment import augment
 from mvl_dist.checkpoint import Position
 from mvl_dist.config import OptimConfig
-from mvl_dist.data import Batch, CaseDataset, RankBatches, make_loader, timed
-from mvl_dist.distributed import StopRequest, gather_objects, progress_bar, share
+from mvl_dist.data import Batch, CaseDataset, RankBatches
+from mvl_dist.distributed import (
+    StopRequest,
+    gather_objects,
+    progress_bar,
+    share,
+    sums_and_largest,
+)
 from mvl_dist.errors import UserError
 from mvl_dist.labelling import region_logits
+from mvl_dist.loading import BatchLoader, timed
 from mvl_dist.losses import region_dice, training_loss
 from mvl_dist.metrics import metric_name
 from mvl_dist.plan import Plan
@@ -126,7 +133,7 @@ class Trainer:
             self.world_size,
             self.optim.seed,
         )
-        self.loader = make_loader(self._cases(plan.split.train), self.batches, data.workers)
+        self.loader = BatchLoader(self._cases(plan.split.train), self.batches, data.workers)
         self.validation = self._cases(plan.split.validation)
         self.steps_per_epoch = self.batches.batches_per_epoch
         self.watchdog = Watchdog(self.rank, self.world_size)
@@ -225,20 +232,16 @@ class Trainer:
             image, target = augment(image, target, optim.seed, position.epoch, places)
         loss = training_loss(self.engine(image.to(self.dtype)), target, self.activation)
         self.watchdog.advance(f"step {position.step + 1}")
-        # One collective answers four questions for all ranks: the loss, is it sound, go on, and
-        # (in a place for each rank, so that a sum keeps them apart) how long did each wait?
-        waits = torch.zeros(self.world_size, device=self.device)
-        waits[self.rank] = own_wait_ms
+        # One collective answers four questions for all ranks: the loss, is it sound, go on, and who
+        # waited longest for data?
         report = torch.stack(
             [
                 torch.nan_to_num(loss.detach().float(), 0.0, 0.0, 0.0),
                 (~torch.isfinite(loss.detach())).float(),
                 torch.tensor(float(stop.requested), device=self.device),
-                *waits,
             ]
         )
-        dist.all_reduce(report)
-        loss_sum, broken, stopping, *waited = report.tolist()
+        (loss_sum, broken, stopping), wait_ms = sums_and_largest(report, own_wait_ms)
         if stopping:
             raise Stopped(position)
         if broken:
@@ -255,7 +258,7 @@ class Trainer:
         self.engine.step()
         if grad_norm is None:
             grad_norm = float(self.engine.get_global_grad_norm())
-        return loss_sum / self.world_size, grad_norm, max(waited)
+        return loss_sum / self.world_size, grad_norm, wait_ms
 
     def _gradient_norm_before_step(self) -> float | None:
         # ZeRO computes the norm in its step; stage 0 in float32 never does.

@@ -22,7 +22,7 @@ LAYERS = [
     {"store", "statistics"},
     {"models", "ranking", "recipe"},
     {"plan", "tracking", "distributed", "augment", "data", "regions", "continuing", "activations"},
-    {"watchdog", "reshard", "record", "tracked"},
+    {"watchdog", "loading", "reshard", "record", "tracked"},
     {"checkpoint", "evaluation", "data_speed"},
     {"engine", "figures", "runs", "exhibit"},
     {"trained", "finding", "ensemble"},

@@ -1,13 +1,12 @@
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mvl_dist.data import CaseDataset, RankBatches, epoch_order, make_loader, region_masks, timed
+from mvl_dist.data import CaseDataset, RankBatches, epoch_order, region_masks
 from mvl_dist.distributed import share
+from mvl_dist.loading import BatchLoader
 from mvl_dist.store import read_array, read_manifest
 from mvl_dist.tasks import Region
 
@@ -56,7 +55,7 @@ def test_a_batch_holds_what_the_store_holds(phantom_store: Path) -> None:
     manifest = read_manifest(phantom_store, "91")
     cases = sorted(manifest.cases)
     dataset = CaseDataset(phantom_store, manifest, cases, "all", "labels")
-    batch = next(iter(make_loader(dataset, RankBatches(8, 2, 0, 1, seed=0), workers=0)))
+    batch = next(iter(BatchLoader(dataset, RankBatches(8, 2, 0, 1, seed=0), workers=0)))
     assert batch["image"].shape == (2, 4, 16, 16, 16)
     assert batch["target"].shape == (2, 3, 16, 16, 16)
     for sample, case in enumerate(batch["case"]):
@@ -67,33 +66,7 @@ def test_a_batch_holds_what_the_store_holds(phantom_store: Path) -> None:
         np.testing.assert_array_equal(batch["image"][sample], image)
 
 
-def test_worker_processes_give_the_same_batches(phantom_store: Path) -> None:
-    manifest = read_manifest(phantom_store, "93")
-    dataset = CaseDataset(phantom_store, manifest, sorted(manifest.cases), "first", "binary")
-    loaders = [make_loader(dataset, RankBatches(8, 4, 0, 1, seed=0), n) for n in (0, 1)]
-    for here, there in zip(*loaders, strict=True):
-        assert here["case"] == there["case"]
-        torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
-
-
 def test_regions_may_share_labels() -> None:
     label = torch.tensor([[[0, 1, 2, 3]]], dtype=torch.uint8)
     masks = region_masks(label, [Region("whole", (1, 2, 3)), Region("core", (3,))])
     assert masks.tolist() == [[[[0, 1, 1, 1]]], [[[0, 0, 0, 1]]]]
-
-
-def test_the_wait_for_a_batch_counts_the_loader_and_not_the_step() -> None:
-    def slow_loader() -> Iterator[dict[str, int]]:
-        for number in range(3):
-            time.sleep(0.05)
-            yield {"number": number}
-
-    waits = []
-    for batch, wait_ms in timed(slow_loader()):
-        assert batch["number"] == len(waits)
-        waits.append(wait_ms)
-        time.sleep(0.2)  # the training step
-    # No upper bound near 50: a busy machine sleeps longer, but a step counted in would be 200 more.
-    assert len(waits) == 3
-    assert all(wait_ms >= 49 for wait_ms in waits)
-    assert min(waits) < 200

@@ -1,9 +1,13 @@
 """`mvl doctor --data`."""
 
+import re
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mvl_dist import data, data_speed
 from mvl_dist.data_speed import DataSpeed, measure
 from mvl_dist.doctor import main
 from mvl_dist.errors import UserError
@@ -19,33 +23,68 @@ def test_it_weighs_the_files_that_a_case_consists_of(phantom_store: Path) -> Non
     chunks_mb = on_disk / len(manifest.cases) / 1e6
     # The arrays' zarr.json files come on top, about a kilobyte each.
     assert chunks_mb < speed.mb_per_case < chunks_mb + 0.004
-    assert min(speed.read_ms, speed.decode_ms, speed.samples_per_s) > 0
+
+
+def test_each_part_is_charged_with_its_own_time(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 ms more for a read array is decoding's, 60 ms more for the masks theirs."""
+    plain, masks = data.read_array, data.region_masks
+
+    def slow(work: Any, seconds: float) -> Any:
+        def slowed(*arguments: Any) -> Any:
+            time.sleep(seconds)
+            return work(*arguments)
+
+        return slowed
+
+    monkeypatch.setattr(data_speed, "CASES", 3)
+    monkeypatch.setattr(data, "read_array", slow(plain, 0.03))
+    monkeypatch.setattr(data_speed, "read_array", slow(plain, 0.03))
+    monkeypatch.setattr(data, "region_masks", slow(masks, 0.06))
+    monkeypatch.setattr(data_speed, "region_masks", slow(masks, 0.06))
+    speed = measure(phantom_store, read_manifest(phantom_store, "91"), workers=0)
+    assert speed.decode_ms >= 60  # two arrays
+    assert speed.mask_ms >= 60
+    # Four samples of at least 120 ms in a batch: the rate is that of samples, not of batches.
+    assert speed.samples_per_s <= 1 / 0.12
 
 
 @pytest.mark.parametrize(
-    ("read_ms", "decode_ms", "workers", "advice"),
+    ("read_ms", "decode_ms", "workers", "samples_per_s", "advice"),
     [
-        (9.0, 1.0, 4, "node-local scratch"),
-        (1.0, 9.0, 4, "more --workers (there are 8 cores)"),
-        (1.0, 9.0, 8, "more cores"),
+        (9.0, 1.0, 4, 350.0, "node-local scratch"),
+        (1.0, 9.0, 4, 350.0, "more --workers (there are 8 cores)"),
+        (1.0, 9.0, 8, 700.0, "more cores"),
+        # 8 workers of 11 ms a sample should give 727 a second.
+        (1.0, 9.0, 8, 100.0, "other work on these cores"),
     ],
 )
 def test_the_advice_fits_the_largest_part(
-    read_ms: float, decode_ms: float, workers: int, advice: str
+    read_ms: float, decode_ms: float, workers: int, samples_per_s: float, advice: str
 ) -> None:
-    speed = DataSpeed(read_ms, decode_ms, 0.5, 1.0, workers, 0.1, 100.0)
+    speed = DataSpeed(read_ms, decode_ms, 0.5, 0.5, 1.0, workers, 0.1, samples_per_s)
     assert advice in speed.verdict(cores=8)
 
 
-def test_doctor_prints_it(phantom_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_reports_the_task_asked_for(
+    phantom_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--data", "--store", str(phantom_store), "--task", "91", "--workers", "0"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "ms decoding" in said
-    assert "samples/s" in said
-    assert "bounded by" in said
+    cases = len(read_manifest(phantom_store, "91").cases)
+    assert said.startswith(f"Task91_PhantomTumour, {cases} cases of 16x16x16\n")
+    rate = re.search(r"no workers +(\d+) samples/s", said)
+    assert rate is not None
+    assert int(rate[1]) > 0
 
 
 def test_a_choice_that_is_left_open_is_one_line(phantom_store: Path) -> None:
     with pytest.raises(UserError, match="choose with --task"):
         main(["--data", "--store", str(phantom_store)])
+
+
+def test_a_flag_that_would_be_ignored_is_refused(phantom_store: Path) -> None:
+    with pytest.raises(UserError, match="with --data only"):
+        main(["--store", str(phantom_store), "--task", "91"])
