@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from mvl_dist.store import Manifest, read_array, regions_of
+from mvl_dist.case_reader import CaseReader
+from mvl_dist.store import Manifest, regions_of
 from mvl_dist.tasks import Region
 
 Batch = dict[str, Any]
@@ -30,9 +31,9 @@ def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor
     return torch.from_numpy(masks.view(np.uint8))
 
 
-def load_image(store: Path, task: str, case: str, channels: str) -> torch.Tensor:
+def load_image(reader: CaseReader, case: str, channels: str) -> torch.Tensor:
     """Image of a case as the model sees it, (C, D, H, W) float16; `channels`: first or all."""
-    image = read_array(store, task, case, "image")
+    image = reader.array(case, "image")
     return torch.from_numpy(np.ascontiguousarray(image[:1] if channels == "first" else image))
 
 
@@ -46,8 +47,7 @@ class CaseDataset(Dataset[Batch]):
     def __init__(
         self, store: Path, manifest: Manifest, cases: Sequence[str], channels: str, target: str
     ) -> None:
-        self.store = store
-        self.task = manifest.task.name
+        self.reader = CaseReader(store, manifest.task.name)
         self.cases = tuple(cases)
         self.channels = channels
         self.regions = tuple(regions_of(manifest.task, target))
@@ -58,9 +58,9 @@ class CaseDataset(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         index, position = item
         case = self.cases[index]
-        label = torch.from_numpy(read_array(self.store, self.task, case, "label"))
+        label = torch.from_numpy(self.reader.array(case, "label"))
         return {
-            "image": load_image(self.store, self.task, case, self.channels),
+            "image": load_image(self.reader, case, self.channels),
             "target": region_masks(label, self.regions),
             "case": case,
             "position": position,

@@ -20,7 +20,6 @@ from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan
 from mvl_dist.postprocess import Gain, largest_component
 from mvl_dist.regions import ScoredRegion, pairs_to_score, scored_regions
-from mvl_dist.store import read_array
 
 METRICS = (
     *("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity"),
@@ -67,18 +66,17 @@ class Answer:
 @torch.no_grad()
 def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> Answer:
     """Predict one case and bring its logits back to the scan's own grid before the threshold."""
-    data, task = plan.config.data, plan.manifest.task.name
     weight = next(model.parameters())
-    image = load_image(data.store, task, case, data.channels)
+    image = load_image(plan.reader, case, plan.config.data.channels)
     logits = model(image[None].to(weight.device, weight.dtype)).float()
-    native_label = read_array(data.store, task, case, "label_native")
+    native_label = plan.reader.array(case, "label_native")
     native = to_native(logits[0], native_label.shape)[None]
     activation = plan.config.model.activation
     return Answer(
         native=(region_logits(native, activation)[0] > 0).cpu().numpy(),
         native_label=native_label,
         grid=(region_logits(logits, activation)[0] > 0).cpu().numpy(),
-        grid_label=read_array(data.store, task, case, "label"),
+        grid_label=plan.reader.array(case, "label"),
     )
 
 

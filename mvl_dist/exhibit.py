@@ -32,7 +32,6 @@ from mvl_dist.showcase import (
     relative_index,
     to_uint8,
 )
-from mvl_dist.store import read_array
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,14 @@ class Exhibit:
 @torch.no_grad()
 def of_case(model: torch.nn.Module, plan: Plan, prediction: Prediction) -> Exhibit:
     """A case's masks packed, and the model's probabilities binned (one forward pass)."""
-    data, task = plan.config.data, plan.manifest.task.name
     weight = next(model.parameters())
-    image = load_image(data.store, task, prediction.case, data.channels)
+    image = load_image(plan.reader, prediction.case, plan.config.data.channels)
     started = time.monotonic()
     logits = model(image[None].to(weight.device, weight.dtype)).float().cpu()
     seconds = time.monotonic() - started
     softmax = plan.config.model.activation == "softmax"
     probabilities = logits.softmax(1)[0, 1:] if softmax else logits.sigmoid()[0]
-    label = torch.from_numpy(read_array(data.store, task, prediction.case, "label"))
+    label = torch.from_numpy(plan.reader.array(prediction.case, "label"))
     target = region_masks(label, plan.regions)
     return Exhibit(
         prediction.case,
@@ -161,9 +159,7 @@ def write(
 
 
 def _first_channel(plan: Plan, case: str) -> Array:
-    image: Array = load_image(
-        plan.config.data.store, plan.manifest.task.name, case, "first"
-    ).numpy()[0]
+    image: Array = load_image(plan.reader, case, "first").numpy()[0]
     return image
 
 
@@ -197,10 +193,9 @@ def _activations(plan: Plan, model: torch.nn.Module, exhibits: Sequence[Exhibit]
         for e in exhibits
     }
     case = max(volume, key=lambda name: (volume[name], name))
-    data, task = plan.config.data, plan.manifest.task.name
-    image = load_image(data.store, task, case, data.channels)
+    image = load_image(plan.reader, case, plan.config.data.channels)
     maps = activation_maps(model, image, plan.config.model.activation)
-    label = torch.from_numpy(read_array(data.store, task, case, "label"))
+    label = torch.from_numpy(plan.reader.array(case, "label"))
     reference: Array = region_masks(label, plan.regions).bool().numpy()
     depth = fullest_slice(reference)
     volumes: dict[str, Array] = {

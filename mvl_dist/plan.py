@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mvl_dist.case_reader import CaseReader
 from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
 from mvl_dist.models import MODELS, check_model
@@ -27,6 +28,11 @@ class Plan:
     config: RunConfig
     manifest: Manifest
     split: Split
+
+    @property
+    def reader(self) -> CaseReader:
+        """Reads the arrays of its cases."""
+        return CaseReader(self.config.data.store, self.manifest.task.name)
 
     @property
     def recipe(self) -> Recipe:

@@ -310,7 +310,6 @@ def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], exhibits: list[A
     from mvl_dist.figures import overlay
     from mvl_dist.showcase import chosen_by_rule, mean_dice
 
-    store, task = plan.config.data.store, plan.manifest.task.name
     dice = mean_dice(rows)
     rule = chosen_by_rule(dice)
     wanted = dict.fromkeys(rule[which] for which in ("worst", "median", "best"))
@@ -319,7 +318,7 @@ def _draw(plan: Plan, folder: Path, rows: list[dict[str, Any]], exhibits: list[A
     overlay(
         folder / "test_overlay.png",
         [Prediction(e.case, e.predicted.masks(), e.reference.masks()) for e in shown],
-        [load_image(store, task, e.case, "first")[0].float().numpy() for e in shown],
+        [load_image(plan.reader, e.case, "first")[0].float().numpy() for e in shown],
         [region.name for region in plan.regions],
         [dice[e.case] for e in shown],
         [plan.manifest.cases[e.case].spacing_mm for e in shown],

@@ -20,6 +20,7 @@ LAYERS = [
         *("labelling", "showcase"),
     },
     {"store", "statistics"},
+    {"case_reader"},
     {"models", "ranking", "recipe"},
     {"plan", "tracking", "distributed", "augment", "data", "regions", "continuing", "activations"},
     {"watchdog", "loading", "reshard", "record", "tracked"},

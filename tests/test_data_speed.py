@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mvl_dist import data, data_speed
+from mvl_dist import case_reader, data, data_speed
 from mvl_dist.data_speed import DataSpeed, measure
 from mvl_dist.doctor import main
 from mvl_dist.errors import UserError
@@ -29,7 +29,7 @@ def test_each_part_is_charged_with_its_own_time(
     phantom_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """30 ms more for a read array is decoding's, 60 ms more for the masks theirs."""
-    plain, masks = data.read_array, data.region_masks
+    plain, masks = case_reader.read_array, data.region_masks
 
     def slow(work: Any, seconds: float) -> Any:
         def slowed(*arguments: Any) -> Any:
@@ -39,7 +39,7 @@ def test_each_part_is_charged_with_its_own_time(
         return slowed
 
     monkeypatch.setattr(data_speed, "CASES", 3)
-    monkeypatch.setattr(data, "read_array", slow(plain, 0.03))
+    monkeypatch.setattr(case_reader, "read_array", slow(plain, 0.03))
     monkeypatch.setattr(data_speed, "read_array", slow(plain, 0.03))
     monkeypatch.setattr(data, "region_masks", slow(masks, 0.06))
     monkeypatch.setattr(data_speed, "region_masks", slow(masks, 0.06))

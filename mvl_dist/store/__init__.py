@@ -12,7 +12,7 @@ from mvl_dist.store.format import (
     array_sha256,
     regions_of,
 )
-from mvl_dist.store.reading import read_array, read_manifest, task_names
+from mvl_dist.store.reading import read_array, read_box, read_manifest, task_names
 from mvl_dist.store.writing import (
     create_task_group,
     read_case_attributes,
@@ -33,6 +33,7 @@ __all__ = [
     "array_sha256",
     "create_task_group",
     "read_array",
+    "read_box",
     "read_case_attributes",
     "read_manifest",
     "regions_of",

@@ -64,15 +64,32 @@ def read_array(store: Path, task: str, case: str, array: str) -> npt.NDArray[Any
     Raises:
         UserError: the array is missing, truncated or corrupt (crc32c); names the case.
     """
+    return _read(store, task, case, array, ...)
+
+
+def read_box(
+    store: Path, task: str, case: str, array: str, box: tuple[slice, slice, slice]
+) -> npt.NDArray[Any]:
+    """Read a part of an array, all its channels: `box` cuts the last three axes, D, H and W.
+
+    Only the chunks that the box touches are read and checked.
+
+    Raises:
+        UserError: as `read_array`.
+    """
+    return _read(store, task, case, array, (..., *box))
+
+
+def _read(store: Path, task: str, case: str, array: str, part: Any) -> npt.NDArray[Any]:
     import zarr
 
     path = store / task / "cases" / case / array
     try:
-        group = zarr.open_array(path, mode="r")
-        if not (path / "c" / "/".join("0" * group.ndim)).is_file():
+        there = zarr.open_array(path, mode="r")
+        if not (path / "c" / "/".join("0" * there.ndim)).is_file():
             # Zarr would fill a missing chunk with zeros: a lost label would read as empty.
             raise FileNotFoundError("its chunk file is missing")
-        return group[...]  # type: ignore[return-value]
+        return there[part]  # type: ignore[return-value]
     except Exception as error:
         raise UserError(
             f"{path}: cannot be read whole ({type(error).__name__}: {error}): "
