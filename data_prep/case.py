@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from data_prep.foreground import sample_foreground
 from data_prep.intensity import Histogram, channel_statistics, hu_histogram
 from data_prep.nifti import Scan, read_scan
 from data_prep.source import Pair
+from data_prep.spacing import shape_at
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
 from mvl_dist.intensity import normalise
 from mvl_dist.resample import resample_image, resample_label
-from mvl_dist.store import CaseArrays, Shape3D, write_case
+from mvl_dist.store import CaseArrays, Shape3D, SpacedArrays, Spacing, write_case
 from mvl_dist.tasks import Task
 
 STATISTICS = ".statistics"
@@ -30,6 +33,7 @@ class Job:
 
     Attributes:
         settings: what all cases of a task have in common; kept in the case's attributes.
+        spacing_mm: the task's spacing; None for no arrays at it.
     """
 
     pair: Pair
@@ -38,6 +42,7 @@ class Job:
     grid: Shape3D
     settings: Mapping[str, Any]
     normalisation: Mapping[str, Any] | None = None
+    spacing_mm: Spacing | None = None
 
 
 @dataclass(frozen=True)
@@ -125,11 +130,13 @@ def convert(job: Job) -> Outcome:
     if isinstance(scan, Outcome):
         return scan
     assert job.normalisation is not None
-    image = resample_image(normalise(scan.image, job.normalisation), job.grid)
+    image = normalise(scan.image, job.normalisation)
+    spaced = _spaced(scan, image, job.spacing_mm) if job.spacing_mm is not None else None
     arrays = CaseArrays(
-        image=image.astype(np.float16),
+        image=resample_image(image, job.grid).astype(np.float16),
         label=resample_label(scan.label, job.grid),
         label_native=scan.label,
+        spaced=spaced,
     )
     info = {
         "name": scan.name,
@@ -140,7 +147,22 @@ def convert(job: Job) -> Outcome:
         "source_affine": scan.source_affine,
         "intensity": channel_statistics(scan.image, scan.label, job.task.intensity),
         "sources": {role: asdict(source) for role, source in scan.sources.items()},
+        "spaced_shape": spaced.label_spaced.shape if spaced is not None else None,
     }
-    attributes = {"settings": job.settings, "normalisation": job.normalisation, "info": info}
+    attributes = {
+        "settings": job.settings,
+        "normalisation": job.normalisation,
+        "spacing_mm": job.spacing_mm,
+        "info": info,
+    }
     write_case(job.store, job.task.name, scan.name, arrays, attributes)
     return _done(scan)
+
+
+def _spaced(scan: Scan, image: npt.NDArray[np.float32], target_mm: Spacing) -> SpacedArrays:
+    shape = shape_at(scan.native_shape, scan.spacing_mm, target_mm)
+    resampled = np.empty((len(image), *shape), dtype=np.float16)
+    for channel, values in zip(image, resampled, strict=True):  # one in float32 at a time
+        values[...] = resample_image(channel, shape)
+    label = resample_label(scan.label, shape)
+    return SpacedArrays(resampled, label, sample_foreground(label, scan.name))

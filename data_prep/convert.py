@@ -13,19 +13,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.case import STATISTICS, Job, Outcome, convert, sources_unchanged, survey, surveyed
 from data_prep.intensity import ct_normalisation
 from data_prep.report import Report
-from data_prep.source import list_pairs, remarks, task_folders
+from data_prep.source import Pair, list_pairs, remarks, task_folders
+from data_prep.spacing import Geometry, geometry_of, task_spacing
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error
 from mvl_dist.intensity import CT_SCHEME, MRI_SCHEME
 from mvl_dist.parallel import default_workers, run_cases
 from mvl_dist.splits import held_out_cases
-from mvl_dist.store import CaseInfo, Manifest, Shape3D
+from mvl_dist.store import CaseInfo, Manifest, Shape3D, Spacing
 from mvl_dist.tasks import Task, load_task
 
 # Raised whenever the same files would give other arrays.
@@ -45,6 +46,9 @@ class ConvertOptions:
     grid: Shape3D = (128, 128, 128)
     """Voxels along D, H, W (inferior-superior, posterior-anterior, left-right) of the model's
     input."""
+    spacing: Literal["auto", "none"] | Spacing = "auto"
+    """Millimetres along D, H, W of the second arrays of each case, for training on patches; auto
+    takes the task's by nnU-Net's rule, none leaves these arrays out."""
     workers: int = 0
     """Processes; 0 takes one a CPU core. Each holds one scan, up to 5 GB for the largest CT."""
     skip_bad: bool = False
@@ -62,6 +66,7 @@ def _settings(task: Task, options: ConvertOptions) -> dict[str, Any]:
         "converter": CONVERTER,
         "grid": options.grid,
         "split seed": options.split_seed,
+        "spacing": options.spacing,
         "normalisation": CT_SCHEME if task.intensity == "ct" else MRI_SCHEME["scheme"],
         "modalities": task.modalities,
         "labels": task.labels,
@@ -82,18 +87,29 @@ def _existing(store: Path, task: Task, settings: dict[str, Any]) -> Manifest | N
     manifest = None
     if (store / task.name / zarr_store.MANIFEST).exists():
         manifest = zarr_store.read_manifest(store, task.name)
-    for name in _converted_names(store, task.name)[:1]:
-        there = (zarr_store.read_case_attributes(store, task.name, name) or {}).get("settings", {})
+        if manifest.version != zarr_store.STORE_VERSION:
+            raise UserError(
+                f"{store / task.name} is of store version {manifest.version}: bring it to "
+                f"{zarr_store.STORE_VERSION} with 'mvl migrate --store {store}', or replace it "
+                "with --overwrite"
+            )
+    for name in _converted_names(store, task.name):
+        attributes = zarr_store.read_case_attributes(store, task.name, name)
+        if attributes is None:
+            continue
+        there = attributes["settings"]
         differing = [
             f"{key} {there.get(key)} there, {wanted} asked for"
             for key, wanted in settings.items()
-            if there.get(key) != wanted
+            # Arrays at a spacing may come to cases that have none: the others stay as they are.
+            if there.get(key) != wanted and (key, there.get(key)) != ("spacing", "none")
         ]
         if differing:
             raise UserError(
                 f"{store / task.name} was converted with other settings ({'; '.join(differing)}): "
                 "choose another --store, or replace it with --overwrite"
             )
+        break
     return manifest
 
 
@@ -137,6 +153,27 @@ def _ct_statistics(jobs: Sequence[Job], options: ConvertOptions, report: Report)
     return ct_normalisation(task.name, (part for part in parts if part is not None))
 
 
+def _geometries(pairs: Sequence[Pair], options: ConvertOptions) -> dict[str, Geometry]:
+    """Spacing and shape of every readable case, if the task's spacing is to be found."""
+    if options.spacing != "auto":
+        return {}
+    found = ((pair.name, geometry_of(pair)) for pair in pairs)
+    return {name: geometry for name, geometry in found if geometry is not None}
+
+
+def _spacing(
+    names: Sequence[str], geometries: dict[str, Geometry], task: str, options: ConvertOptions
+) -> Spacing | None:
+    """The task's spacing, of the cases that are not held out for the test."""
+    if options.spacing == "none":
+        return None
+    if options.spacing != "auto":
+        return options.spacing
+    test = held_out_cases(names, task, options.split_seed)
+    seen = [geometries[name] for name in names if name in geometries and name not in test]
+    return task_spacing(seen) if seen else None
+
+
 def _some_are_good(names: Any, report: Report) -> None:
     if not names:
         name, why = next(iter(report.skipped.items()))
@@ -151,6 +188,7 @@ def _is_current(job: Job) -> bool:
         there is not None
         and there.get("settings") == job.settings
         and there.get("normalisation") == job.normalisation
+        and there.get("spacing_mm") == (job.spacing_mm and list(job.spacing_mm))
         and sources_unchanged(job.pair, there.get("info", {}).get("sources"))
     )
 
@@ -173,6 +211,7 @@ def _manifest(job: Job, names: Sequence[str], seed: int, skipped: dict[str, str]
         normalisation=job.normalisation or {},
         cases=cases,
         skipped=dict(sorted(skipped.items())),
+        spacing_mm=job.spacing_mm,
     )
 
 
@@ -198,22 +237,27 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
     normalisation = MRI_SCHEME
     if task.intensity == "ct":
         normalisation = _ct_statistics(jobs, options, report)
-    jobs = [
-        replace(job, normalisation=normalisation)
-        for job in jobs
-        if job.pair.name not in report.skipped
-    ]
-    todo = [job for job in jobs if not _is_current(job)]
-    if published and any(job.pair.name in published.cases for job in todo):
-        zarr_store.withdraw_manifest(options.store, task.name)
-    done = _run(convert, todo, options, report, "cases")
-    report.written, report.kept = len(done), len(jobs) - len(todo)
-    unoriented = sum(not outcome.oriented for outcome in done)
+    geometries = _geometries(pairs, options)
+    done: dict[str, Outcome] = {}
+    while True:
+        jobs = [job for job in jobs if job.pair.name not in report.skipped]
+        _some_are_good(jobs, report)
+        spacing = _spacing([job.pair.name for job in jobs], geometries, task.name, options)
+        jobs = [replace(job, normalisation=normalisation, spacing_mm=spacing) for job in jobs]
+        todo = [job for job in jobs if not _is_current(job)]
+        if published and any(job.pair.name in published.cases for job in todo):
+            zarr_store.withdraw_manifest(options.store, task.name)
+        skipped = len(report.skipped)
+        done |= {outcome.name: outcome for outcome in _run(convert, todo, options, report, "cases")}
+        if len(report.skipped) == skipped:
+            break
+        # A case that was left out may have counted in the spacing: most often nothing is left.
+    report.written, report.kept = len(done), len(jobs) - len(done)
+    unoriented = sum(not outcome.oriented for outcome in done.values())
     if unoriented:
         report.notes.append(f"{unoriented} headers state no orientation: nibabel's was assumed")
 
-    names = [job.pair.name for job in jobs if job.pair.name not in report.skipped]
-    _some_are_good(names, report)
+    names = [job.pair.name for job in jobs]
     manifest = _manifest(jobs[0], names, options.split_seed, report.skipped)
     if published is None or json.dumps(asdict(published)) != json.dumps(asdict(manifest)) or done:
         zarr_store.write_manifest(options.store, manifest)
@@ -234,6 +278,11 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(ConvertOptions, prog="mvl convert", args=argv, config=flags)
     if min(options.grid) < 1:
         raise UserError(f"--grid {' '.join(map(str, options.grid))}: takes three positive numbers")
+    if isinstance(options.spacing, tuple) and not min(options.spacing) > 0:
+        raise UserError(
+            f"--spacing {' '.join(map(str, options.spacing))}: takes three positive millimetres, "
+            "auto or none"
+        )
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: takes a positive number, or 0 for all cores")
     folders = task_folders(options.msd_root, options.tasks)

@@ -9,12 +9,25 @@
           image         (C, D, H, W)     float16   normalised, resampled to the task's grid
           label         (D, H, W)        uint8     resampled to the same grid
           label_native  (D0, H0, W0)     uint8     untouched values at the scan's own spacing
+        and, unless converted with `--spacing none`:
+          image_spaced  (C, D1, H1, W1)  float16   normalised, resampled to the task's spacing
+          label_spaced  (D1, H1, W1)     uint8     resampled to the same shape
+          foreground_spaced  (N, 4)      uint16    labelled voxels of label_spaced: d, h, w, label
 
 Axes are D, H, W everywhere = inferior to superior, posterior to anterior, left to right: the
 scan brought to the RAS+ orientation and its axes reversed, so that D counts axial slices.
-`spacing_mm` has the same order. Every array is one chunk (a case is always read whole; smaller
-chunks cost about 0.5 ms each) compressed with blosc-lz4 and closed by a crc32c, which Zarr checks
-at every read.
+`spacing_mm` has the same order. Every grid covers the same box of space, so that voxel i of n has
+its centre at (i + 1/2) / n of it.
+
+The first three arrays and the foreground are one chunk each (always read whole; smaller chunks cost
+about 0.5 ms each). Image and label at the task's spacing are read in boxes: chunks of 64^3 voxels,
+all channels together, in one shard file a case and array; above 512 chunks a further shard along
+D. Chunks are compressed with blosc-lz4; each, and each shard's index, is closed by a crc32c that
+every read checks. The zarr.json of a case and the manifest carry a checksum of themselves
+(mvl_dist/store/seal.py), and that of the case holds the checksums of its arrays' zarr.json.
+
+Version 1 had no arrays at the task's spacing and no such checksums; it still reads, and
+`mvl migrate` brings it to version 2.
 """
 
 from __future__ import annotations
@@ -31,21 +44,46 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-STORE_VERSION = 1
+STORE_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 ARRAYS = ("image", "label", "label_native")
+SPACED_ARRAYS = ("image_spaced", "label_spaced", "foreground_spaced")
+# Edge of the chunks that boxes are read by, and how many of them at most go into one file.
+BOX_CHUNK = 64
+SHARD_CHUNKS = 512
 
 Shape3D = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
+class SpacedArrays:
+    """A case at the task's spacing, shapes and dtypes as in the module's docstring.
+
+    `foreground_spaced` is sorted by label, then in C order.
+    """
+
+    image_spaced: npt.NDArray[np.float16]
+    label_spaced: npt.NDArray[np.uint8]
+    foreground_spaced: npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
 class CaseArrays:
-    """The three arrays of one case, shapes and dtypes as in the module's docstring."""
+    """The arrays of one case, shapes and dtypes as in the module's docstring."""
 
     image: npt.NDArray[np.float16]
     label: npt.NDArray[np.uint8]
     label_native: npt.NDArray[np.uint8]
+    spaced: SpacedArrays | None = None
+
+    def named(self) -> dict[str, npt.NDArray[Any]]:
+        """Array name in the store -> values."""
+        named = {name: getattr(self, name) for name in ARRAYS}
+        if self.spaced is not None:
+            named |= {name: getattr(self.spaced, name) for name in SPACED_ARRAYS}
+        return named
 
 
 @dataclass(frozen=True)
@@ -61,6 +99,7 @@ class CaseInfo:
         intensity: statistics a channel of the raw intensities.
         sources: a file's role (`image`, `label`) -> name, bytes, mtime_ns, sha256.
         arrays: array name -> sha256 of its decoded bytes in C order.
+        spaced_shape: shape of `label_spaced`; None if the task has no arrays at its spacing.
     """
 
     name: str
@@ -72,6 +111,7 @@ class CaseInfo:
     intensity: Mapping[str, Any]
     sources: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, str]
+    spaced_shape: Shape3D | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +124,7 @@ class Manifest:
         test_cases: those cases.
         normalisation: the scheme and the numbers that were applied.
         skipped: bad cases left out with `--skip-bad`, name -> reason.
+        spacing_mm: the task's spacing along D, H, W; None if the store has no arrays at it.
     """
 
     version: int
@@ -95,20 +136,35 @@ class Manifest:
     normalisation: Mapping[str, Any]
     cases: Mapping[str, CaseInfo]
     skipped: Mapping[str, str]
+    spacing_mm: Spacing | None = None
 
     @property
     def checksum(self) -> str:
-        """Identity of the data: changes when any array, case, split or setting does.
+        """Identity of the data on the grid: changes when an array, case, split or setting does.
 
         Paths, times and the order of writing do not count, so two conversions of the same files
-        agree.
+        agree; nor does what version 2 added, so runs on the grid know their data again after
+        `mvl migrate`.
         """
+        return self._checksum(ARRAYS)
+
+    @property
+    def spaced_checksum(self) -> str:
+        """Identity of all the data, that at the task's spacing included."""
+        return self._checksum((*ARRAYS, *SPACED_ARRAYS), spacing_mm=self.spacing_mm)
+
+    def _checksum(self, arrays: Sequence[str], **more: Any) -> str:
         content = {
-            "version": self.version,
+            # The arrays on the grid are those of version 1.
+            "version": 1,
             "task": asdict(self.task),
             "grid": self.grid,
             "test": sorted(self.test_cases),
-            "cases": {name: dict(case.arrays) for name, case in sorted(self.cases.items())},
+            "cases": {
+                name: {array: case.arrays[array] for array in arrays if array in case.arrays}
+                for name, case in sorted(self.cases.items())
+            },
+            **more,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -124,9 +180,12 @@ def manifest_from_json(raw: dict[str, Any]) -> Manifest:
         fields = dict(case)
         fields["spacing_mm"] = tuple(fields["spacing_mm"])
         fields["native_shape"] = tuple(fields["native_shape"])
+        if fields.get("spaced_shape") is not None:
+            fields["spaced_shape"] = tuple(fields["spaced_shape"])
         for key in ("affine", "source_affine"):
             fields[key] = tuple(tuple(row) for row in fields[key])
         cases[name] = CaseInfo(**fields)
+    spacing = raw.get("spacing_mm")
     return Manifest(
         version=raw["version"],
         converter=raw["converter"],
@@ -137,6 +196,7 @@ def manifest_from_json(raw: dict[str, Any]) -> Manifest:
         normalisation=raw["normalisation"],
         cases=cases,
         skipped=raw["skipped"],
+        spacing_mm=None if spacing is None else tuple(spacing),
     )
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
+from operator import floordiv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.errors import UserError
-from mvl_dist.store.format import MANIFEST, STORE_VERSION, Manifest, manifest_from_json
+from mvl_dist.store.format import (
+    MANIFEST,
+    READABLE_VERSIONS,
+    STORE_VERSION,
+    Manifest,
+    manifest_from_json,
+)
+from mvl_dist.store.seal import SEAL, seal_holds
 from mvl_dist.tasks import TASKS, resolve_task_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import zarr
 
 
 def task_names(store: Path) -> tuple[str, ...]:
@@ -23,7 +35,7 @@ def read_manifest(store: Path, task: str) -> Manifest:
     """Return the manifest of a task; only file checks and JSON, so that mistakes show at once.
 
     Raises:
-        UserError: no store, no such task in it, or a store of another version.
+        UserError: no store, no such task in it, a store of another version, or a damaged manifest.
     """
     if not store.is_dir():
         raise UserError(
@@ -44,17 +56,22 @@ def read_manifest(store: Path, task: str) -> Manifest:
             f"'mvl convert --msd-root DIR --store {store} --tasks {name}'"
         )
     try:
-        raw = json.loads(path.read_text())
-        if raw["version"] != STORE_VERSION:
+        data = path.read_bytes()
+        raw = json.loads(data)
+        version, seal = raw["version"], raw.get(SEAL)
+        if version not in READABLE_VERSIONS:
             raise UserError(
-                f"{path}: store version {raw['version']}, this program reads {STORE_VERSION}: "
+                f"{path}: store version {version}, this program reads up to {STORE_VERSION}: "
                 f"convert again into a new folder with 'mvl convert'"
             )
+        if not seal_holds(data, seal) and (version > 1 or seal is not None):
+            raise ValueError("its checksum differs from its content")
         return manifest_from_json(raw)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not a manifest of this program ({type(error).__name__}: {error}): "
-            f"delete {path.parent} and convert again"
+            f"{path}: damaged, or not a manifest of this program ({type(error).__name__}: "
+            f"{error}): delete this file and run the same 'mvl convert' again, which keeps every "
+            "whole case"
         ) from error
 
 
@@ -86,9 +103,7 @@ def _read(store: Path, task: str, case: str, array: str, part: Any) -> npt.NDArr
     path = store / task / "cases" / case / array
     try:
         there = zarr.open_array(path, mode="r")
-        if not (path / "c" / "/".join("0" * there.ndim)).is_file():
-            # Zarr would fill a missing chunk with zeros: a lost label would read as empty.
-            raise FileNotFoundError("its chunk file is missing")
+        _require_files(path, there)
         return there[part]  # type: ignore[return-value]
     except Exception as error:
         raise UserError(
@@ -96,3 +111,32 @@ def _read(store: Path, task: str, case: str, array: str, part: Any) -> npt.NDArr
             f"run 'mvl verify --store {store}', delete the case's folder and convert again, or "
             f"train without it: --leave-out {case}"
         ) from error
+
+
+def _require_files(path: Path, array: zarr.Array[Any]) -> None:
+    """Zarr would fill a missing chunk with zeros: a lost label would read as empty.
+
+    Raises:
+        OSError, ValueError: a chunk file is missing, or a shard lacks one of its chunks.
+    """
+    inner = array.chunks
+    outer = array.shards or inner
+    counts = [-(-size // step) for size, step in zip(array.shape, outer, strict=True)]
+    for place in itertools.product(*map(range, counts)):
+        file = path / array.metadata.encode_chunk_key(place)
+        if array.shards is None:
+            if not file.is_file():
+                raise FileNotFoundError("its chunk file is missing")
+        else:
+            _require_chunks(file, math.prod(map(floordiv, outer, inner)))
+
+
+def _require_chunks(shard: Path, chunks: int) -> None:
+    import numpy as np
+
+    # The index closes the file: offset and length of each chunk, then its crc32c of four bytes.
+    with shard.open("rb") as file:
+        file.seek(-(16 * chunks + 4), os.SEEK_END)
+        index = np.frombuffer(file.read(16 * chunks), "<u8")
+    if (index == np.iinfo(np.uint64).max).any():
+        raise ValueError(f"shard {shard.name} lacks a chunk")

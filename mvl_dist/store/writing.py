@@ -8,10 +8,30 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mvl_dist.files import PARTIAL, full_disk_is_a_user_error, write_text_atomically
-from mvl_dist.store.format import ARRAYS, MANIFEST, CaseArrays, Manifest, array_sha256
+from mvl_dist.files import (
+    PARTIAL,
+    full_disk_is_a_user_error,
+    sha256_of,
+    write_text_atomically,
+)
+from mvl_dist.store.format import (
+    BOX_CHUNK,
+    MANIFEST,
+    SHARD_CHUNKS,
+    SPACED_ARRAYS,
+    CaseArrays,
+    Manifest,
+    array_sha256,
+)
+from mvl_dist.store.seal import SEAL, seal_holds, sealed_json, sealed_text
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import zarr
+
+GROUP = "zarr.json"
 
 
 def create_task_group(store: Path, task: str) -> Path:
@@ -43,38 +63,24 @@ def write_case(
 
     Args:
         attributes: JSON-serialisable; stored as the case group's Zarr attributes together with
-            the checksums (key `arrays`).
+            checksums of the arrays' values (key `arrays`) and of their zarr.json (`metadata`).
 
     Raises:
         UserError: the disk is full or not writable. Whatever was written is removed.
     """
     import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
 
     final = store / task / "cases" / name
     partial = final.with_name(f"{PARTIAL}{name}-{uuid.uuid4().hex[:8]}")
-    checksums = {key: array_sha256(getattr(arrays, key)) for key in ARRAYS}
+    named = arrays.named()
+    checksums = {key: array_sha256(values) for key, values in named.items()}
     try:
         with full_disk_is_a_user_error(store):
             group = zarr.open_group(partial, mode="w", zarr_format=3)
-            for key in ARRAYS:
-                values = getattr(arrays, key)
-                array = group.create_array(
-                    key,
-                    shape=values.shape,
-                    chunks=values.shape,
-                    dtype=values.dtype,
-                    compressors=[
-                        BloscCodec(
-                            cname="lz4", clevel=5, shuffle="shuffle", typesize=values.itemsize
-                        ),
-                        Crc32cCodec(),
-                    ],
-                    # An all-background label must exist on disk, or a lost one could pass for it.
-                    config={"write_empty_chunks": True},
-                )
-                array[...] = values
-            group.attrs.put({**attributes, "arrays": checksums})
+            for key, values in named.items():
+                _write_array(group, key, values)
+            content = {**attributes, "arrays": checksums, "metadata": array_metadata(partial)}
+            (partial / GROUP).write_text(case_text(content))
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -83,19 +89,73 @@ def write_case(
     return checksums
 
 
+def _write_array(group: zarr.Group, key: str, values: npt.NDArray[Any]) -> None:
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    chunks, shards = _chunks_and_shards(key, values.shape)
+    array = group.create_array(
+        key,
+        shape=values.shape,
+        chunks=chunks,
+        shards=shards,
+        dtype=values.dtype,
+        compressors=[
+            BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=values.itemsize),
+            Crc32cCodec(),
+        ],
+        # In one folder, not in one an axis: each folder is an inode too.
+        chunk_key_encoding={"name": "default", "separator": "." if key in SPACED_ARRAYS else "/"},
+        # An all-background label must exist on disk, or a lost one could pass for it.
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+
+
+def _chunks_and_shards(
+    key: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    if key not in ("image_spaced", "label_spaced"):
+        return tuple(max(1, size) for size in shape), None
+    channels, box = shape[:-3], shape[-3:]
+    d, h, w = (-(-size // BOX_CHUNK) for size in box)
+    # Shards along D of equal height, as few as hold SHARD_CHUNKS each.
+    deep = -(-d // -(-d // max(1, SHARD_CHUNKS // (h * w))))
+    shards = tuple(count * BOX_CHUNK for count in (deep, h, w))
+    return (*channels, *(BOX_CHUNK,) * 3), (*channels, *shards)
+
+
+def array_metadata(case: Path) -> dict[str, str]:
+    """Array name -> sha256 of its zarr.json, of a case's folder."""
+    return {path.parent.name: sha256_of(path) for path in sorted(case.glob(f"*/{GROUP}"))}
+
+
+def case_text(attributes: Mapping[str, Any]) -> str:
+    """The zarr.json of a case's group, with its seal among the attributes."""
+    return sealed_text(
+        lambda seal: json.dumps(
+            {"attributes": {SEAL: seal, **attributes}, "zarr_format": 3, "node_type": "group"},
+            indent=2,
+        )
+    )
+
+
 def read_case_attributes(store: Path, task: str, name: str) -> dict[str, Any] | None:
-    """Attributes of a case that was renamed into place, or None; does not need the manifest."""
+    """Attributes of a case that was renamed into place, or None; does not need the manifest.
+
+    None also where the file is damaged or of store version 1: such a case is converted again.
+    """
     try:
-        raw = json.loads((store / task / "cases" / name / "zarr.json").read_text())
-        return dict(raw["attributes"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        data = (store / task / "cases" / name / GROUP).read_bytes()
+        attributes = dict(json.loads(data)["attributes"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return attributes if seal_holds(data, attributes.get(SEAL)) else None
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
     """Publish a task: the last step of a conversion."""
-    text = json.dumps(asdict(manifest), indent=1)
-    write_text_atomically(store / manifest.task.name / MANIFEST, text)
+    path = store / manifest.task.name / MANIFEST
+    write_text_atomically(path, sealed_json(asdict(manifest)))
 
 
 def withdraw_manifest(store: Path, task: str) -> None:

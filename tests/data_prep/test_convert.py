@@ -104,7 +104,7 @@ def test_the_store_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path)
     convert_tiny(folder, tmp_path / "s")
     path = tmp_path / "s" / NAME / "manifest.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 99', 1))
+    path.write_text(path.read_text().replace('"version": 2', '"version": 99', 1))
     with pytest.raises(UserError, match="store version 99"):
         convert_tiny(folder, tmp_path / "s")
 

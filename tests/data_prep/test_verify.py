@@ -1,11 +1,12 @@
-import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_prep import verify
 from mvl_dist.errors import UserError
+from mvl_dist.store import read_manifest, write_manifest
 from tests.data_prep.tiny import CASES, NAME, convert_tiny, make_tiny
 
 
@@ -54,10 +55,9 @@ def test_a_lost_case_and_a_wrong_shape_are_found(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(store / NAME / "cases" / CASES[0])
-    manifest = store / NAME / "manifest.json"
-    raw = json.loads(manifest.read_text())
-    raw["cases"][CASES[1]]["native_shape"] = [6, 10, 9]
-    manifest.write_text(json.dumps(raw))
+    manifest = read_manifest(store, NAME)
+    wrong = replace(manifest.cases[CASES[1]], native_shape=(6, 10, 9))
+    write_manifest(store, replace(manifest, cases={**manifest.cases, CASES[1]: wrong}))
     lines = problems(store, capsys)
     assert [CASES[0] in line for line in lines] == [True] * 3 + [False]
     assert "is uint8 (6, 10, 8), should be uint8 (6, 10, 9)" in lines[3]
