@@ -21,7 +21,16 @@ from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
 from mvl_dist.intensity import normalise
 from mvl_dist.resample import resample_image, resample_label
-from mvl_dist.store import CaseArrays, Shape3D, SpacedArrays, Spacing, write_case
+from mvl_dist.store import (
+    SEAL,
+    CaseArrays,
+    Shape3D,
+    SpacedArrays,
+    Spacing,
+    seal_holds,
+    sealed_json,
+    write_case,
+)
 from mvl_dist.tasks import Task
 
 STATISTICS = ".statistics"
@@ -91,6 +100,11 @@ def _statistics_file(job: Job) -> Path:
     return job.store / job.task.name / STATISTICS / f"{job.pair.name}.json"
 
 
+def _surveyed_settings(job: Job) -> dict[str, Any]:
+    """The settings, but for the spacing, which the histogram does not depend on."""
+    return {key: value for key, value in job.settings.items() if key != "spacing"}
+
+
 def survey(job: Job) -> Outcome:
     """Check a CT case and leave the histogram of its labelled voxels beside the store's cases."""
     scan = _read(job)
@@ -98,25 +112,28 @@ def survey(job: Job) -> Outcome:
         return scan
     histogram = hu_histogram(scan.image, scan.label)
     content = {
-        "settings": job.settings,
+        "settings": _surveyed_settings(job),
         "sources": {role: asdict(source) for role, source in scan.sources.items()},
         "hu": list(histogram),
         "counts": list(histogram.values()),
     }
-    write_text_atomically(_statistics_file(job), json.dumps(content))
+    write_text_atomically(_statistics_file(job), sealed_json(content))
     return _done(scan)
 
 
 def surveyed(job: Job) -> Histogram | None:
     """The histogram that `survey` left, or None if there is none of these files and settings."""
     try:
-        content = json.loads(_statistics_file(job).read_text())
-        if content["settings"] != job.settings:
+        data = _statistics_file(job).read_bytes()
+        content = json.loads(data)
+        if not seal_holds(data, content.get(SEAL)):
+            return None
+        if content["settings"] != _surveyed_settings(job):
             return None
         if not sources_unchanged(job.pair, content["sources"]):
             return None
         return dict(zip(content["hu"], content["counts"], strict=True))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

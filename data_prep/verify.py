@@ -1,22 +1,30 @@
-"""`mvl verify`: read every array of the store and compare it with the manifest's checksum."""
+"""`mvl verify`: read every file of a store and compare it with its checksum.
+
+The manifest and each case's zarr.json carry a checksum of themselves; the latter holds those of its
+arrays' zarr.json, and the manifest those of the arrays' values. Every chunk and every shard's index
+is closed by a crc32c. So a flipped bit in any file is found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_prep.case import STATISTICS
 from mvl_dist import store as zarr_store
 from mvl_dist.errors import UserError
+from mvl_dist.files import sha256_of
 from mvl_dist.parallel import default_workers, run_cases
-from mvl_dist.store import CaseInfo, Shape3D
+from mvl_dist.store import CaseInfo, Manifest, seal_holds
 from mvl_dist.tasks import resolve_task_name
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Read every array of a store and compare it with the checksum in the manifest."""
+    """Read every file of a store and compare it with its checksum."""
 
     store: Path
     """Folder of the store."""
@@ -29,9 +37,7 @@ class VerifyOptions:
 @dataclass(frozen=True)
 class _Case:
     store: Path
-    task: str
-    grid: Shape3D
-    channels: int
+    manifest: Manifest
     info: CaseInfo
 
 
@@ -42,27 +48,125 @@ class _Checked:
 
 
 def _check_case(case: _Case) -> _Checked:
-    expected = {
-        "image": ((case.channels, *case.grid), "float16"),
-        "label": (case.grid, "uint8"),
-        "label_native": (case.info.native_shape, "uint8"),
+    manifest, name = case.manifest, case.info.name
+    folder = case.store / manifest.task.name / "cases" / name
+    problems = []
+    size = 0
+    if not folder.is_dir():
+        problems.append("missing: convert again")
+    else:
+        expected = _expected_arrays(manifest, case.info)
+        listed = {*expected, "zarr.json"}
+        strange = sorted(path.name for path in folder.iterdir() if path.name not in listed)
+        problems += [f"{name} does not belong there: delete it" for name in strange]
+        sums, wrong = _check_metadata(folder, case)
+        problems += wrong
+        for array, (shape, dtype) in expected.items():
+            problem, bytes_read = _check_array(case, array, shape, dtype, sums)
+            problems += [f"{array}: {problem}"] if problem else []
+            size += bytes_read
+    where = f"{manifest.task.name}: case {name}"
+    return _Checked(tuple(f"{where}: {problem}" for problem in problems), size)
+
+
+def _expected_arrays(
+    manifest: Manifest, info: CaseInfo
+) -> dict[str, tuple[tuple[int | None, ...], str]]:
+    """Array name -> shape (None: any length) and dtype."""
+    channels = len(manifest.task.modalities)
+    expected: dict[str, tuple[tuple[int | None, ...], str]] = {
+        "image": ((channels, *manifest.grid), "float16"),
+        "label": (manifest.grid, "uint8"),
+        "label_native": (info.native_shape, "uint8"),
     }
-    problems, size = [], 0
-    where = f"{case.task}: case {case.info.name}"
-    for array, (shape, dtype) in expected.items():
-        try:
-            values = zarr_store.read_array(case.store, case.task, case.info.name, array)
-        except UserError as error:
-            problems.append(f"{where}: {array}: {error}")
-            continue
-        size += values.nbytes
-        if values.shape != tuple(shape) or values.dtype != dtype:
-            problems.append(
-                f"{where}: {array}: is {values.dtype} {values.shape}, should be {dtype} {shape}"
-            )
-        elif zarr_store.array_sha256(values) != case.info.arrays.get(array):
-            problems.append(f"{where}: {array}: its checksum differs from the manifest's")
-    return _Checked(tuple(problems), size)
+    if info.spaced_shape is not None:
+        expected |= {
+            "image_spaced": ((channels, *info.spaced_shape), "float16"),
+            "label_spaced": (info.spaced_shape, "uint8"),
+            "foreground_spaced": ((None, 4), "uint16"),
+        }
+    return expected
+
+
+def _check_metadata(folder: Path, case: _Case) -> tuple[Mapping[str, str], list[str]]:
+    """Check a case's zarr.json; returns the sums that it holds of its arrays' zarr.json."""
+    document = _parsed(folder / "zarr.json")
+    attributes = document.get("attributes", {})
+    sealed = zarr_store.read_case_attributes(
+        folder.parents[2], case.manifest.task.name, folder.name
+    )
+    if sealed is None and (case.manifest.version > 1 or zarr_store.SEAL in attributes):
+        return {}, ["zarr.json: damaged, its checksum differs from its content"]
+    info = json.loads(json.dumps(asdict(case.info)))
+    arrays = info.pop("arrays")
+    if sealed is None:  # version 1, which had no such field
+        del info["spaced_shape"]
+    same = (
+        _is_group(document)
+        and attributes.get("info") == info
+        and attributes.get("arrays") == arrays
+        and attributes.get("normalisation") == case.manifest.normalisation
+    )
+    wrong = [] if same else ["zarr.json: differs from the manifest"]
+    return attributes.get("metadata", {}), wrong
+
+
+def _check_array(
+    case: _Case,
+    array: str,
+    shape: tuple[int | None, ...],
+    dtype: str,
+    sums: Mapping[str, str],
+) -> tuple[str, int]:
+    """What is wrong with an array, or nothing; and the bytes read."""
+    task, name = case.manifest.task.name, case.info.name
+    metadata = case.store / task / "cases" / name / array / "zarr.json"
+    if array in sums and metadata.is_file() and sha256_of(metadata) != sums[array]:
+        return "zarr.json: damaged, its checksum differs from the case's", 0
+    try:
+        values = zarr_store.read_array(case.store, task, name, array)
+    except UserError as error:
+        return str(error), 0
+    fits = len(shape) == values.ndim and all(
+        wanted in (None, size) for wanted, size in zip(shape, values.shape, strict=True)
+    )
+    if not fits or values.dtype != dtype:
+        should = ", ".join("N" if size is None else str(size) for size in shape)
+        return f"is {values.dtype} {values.shape}, should be {dtype} ({should})", values.nbytes
+    if zarr_store.array_sha256(values) != case.info.arrays.get(array):
+        return "its checksum differs from the manifest's", values.nbytes
+    return "", values.nbytes
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _is_group(document: Mapping[str, Any]) -> bool:
+    return {"attributes", "zarr_format", "node_type"} == set(document) and (
+        document["zarr_format"],
+        document["node_type"],
+    ) == (3, "group")
+
+
+def _check_groups(paths: Sequence[Path]) -> Iterator[str]:
+    """The zarr.json of groups above the cases: they have no attributes, so all of it is known."""
+    for path in paths:
+        document = _parsed(path)
+        if not _is_group(document) or document["attributes"]:
+            yield f"{path}: is damaged: delete it and run the same 'mvl convert' again"
+
+
+def _check_statistics(folder: Path) -> Iterator[str]:
+    """What CT statistics were summed from: a wrong count would change them in the next run."""
+    for path in sorted(folder.glob("*.json")):
+        if not seal_holds(path.read_bytes(), _parsed(path).get(zarr_store.SEAL)):
+            yield f"{path}: damaged, its checksum differs from its content: delete it"
 
 
 def _leftovers(store: Path, task: str, listed: frozenset[str]) -> Iterator[str]:
@@ -93,14 +197,18 @@ def verify_task(store: Path, task: str, workers: int) -> tuple[list[str], int, i
         UserError: no readable manifest.
     """
     manifest = zarr_store.read_manifest(store, task)
-    channels = len(manifest.task.modalities)
-    cases = [_Case(store, task, manifest.grid, channels, info) for info in manifest.cases.values()]
+    # A process is sent the manifest without the other cases.
+    alone = replace(manifest, cases={})
+    cases = [_Case(store, alone, info) for info in manifest.cases.values()]
     problems: list[str] = []
     size = 0
     for checked in run_cases(_check_case, cases, workers or default_workers(), f"{task}: verify"):
         problems += checked.problems
         size += checked.bytes
     problems += _leftovers(store, task, frozenset(manifest.cases))
+    problems += _check_groups([store / task / "zarr.json", store / task / "cases" / "zarr.json"])
+    if manifest.version > 1:
+        problems += _check_statistics(store / task / STATISTICS)
     return sorted(problems), len(cases), size
 
 
@@ -115,15 +223,21 @@ def main(argv: list[str]) -> int:
     if not known:
         zarr_store.read_manifest(options.store, "Task04_Hippocampus")  # says what to do
     wanted = [resolve_task_name(name, known) for name in options.tasks] or list(known)
-    failures = 0
+    failures = list(_check_groups([options.store / "zarr.json"]))
     for task in wanted:
         if task in unpublished:
-            problems = [f"{task}: has no manifest, its conversion was not completed: run it again"]
-        else:
+            failures.append(
+                f"{task}: has no manifest, its conversion was not completed: run it again"
+            )
+            continue
+        try:
             problems, cases, size = verify_task(options.store, task, options.workers)
-            verdict = f"{len(problems)} problems" if problems else "all as the manifest says"
-            print(f"{task}: {cases} cases, {size / 1e6:.1f} MB of arrays read: {verdict}")
-        for problem in problems:
-            print(problem, flush=True)
-        failures += len(problems)
+        except UserError as error:  # a damaged manifest; the other tasks are still looked at
+            failures.append(f"{task}: {error}")
+            continue
+        verdict = f"{len(problems)} problems" if problems else "all as the manifest says"
+        print(f"{task}: {cases} cases, {size / 1e6:.1f} MB of arrays read: {verdict}")
+        failures += problems
+    for failure in failures:
+        print(failure, flush=True)
     return 1 if failures else 0

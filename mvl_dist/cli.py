@@ -16,6 +16,7 @@ COMMANDS = {
     "unpack": ("data_prep.unpack", "unpack MSD archives"),
     "convert": ("data_prep.convert", "MSD folders into a Zarr store"),
     "verify": ("data_prep.verify", "prove a store whole"),
+    "migrate": ("data_prep.migrate", "bring an older store to this version"),
     "weights": ("mvl_dist.weights", "extract a frozen block from a language model; list donors"),
     "models": (
         "mvl_dist.model_table",

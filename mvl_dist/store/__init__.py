@@ -15,7 +15,10 @@ from mvl_dist.store.format import (
     regions_of,
 )
 from mvl_dist.store.reading import read_array, read_box, read_manifest, task_names
+from mvl_dist.store.seal import SEAL, seal_holds, sealed_json
 from mvl_dist.store.writing import (
+    array_metadata,
+    case_text,
     create_task_group,
     read_case_attributes,
     withdraw_manifest,
@@ -26,6 +29,7 @@ from mvl_dist.store.writing import (
 __all__ = [
     "ARRAYS",
     "MANIFEST",
+    "SEAL",
     "SPACED_ARRAYS",
     "STORE_VERSION",
     "CaseArrays",
@@ -34,13 +38,17 @@ __all__ = [
     "Shape3D",
     "SpacedArrays",
     "Spacing",
+    "array_metadata",
     "array_sha256",
+    "case_text",
     "create_task_group",
     "read_array",
     "read_box",
     "read_case_attributes",
     "read_manifest",
     "regions_of",
+    "seal_holds",
+    "sealed_json",
     "task_names",
     "withdraw_manifest",
     "write_case",

@@ -1,18 +1,23 @@
+import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import google_crc32c
+import numpy as np
 import pytest
+import zarr
 
 from data_prep import verify
 from mvl_dist.errors import UserError
-from mvl_dist.store import read_manifest, write_manifest
+from mvl_dist.store import SEAL, read_manifest, seal_holds, write_manifest
 from tests.data_prep.tiny import CASES, NAME, convert_tiny, make_tiny
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    convert_tiny(make_tiny(tmp_path / "msd"), tmp_path / "store")
+    convert_tiny(make_tiny(tmp_path / "msd", "CT"), tmp_path / "store")
     return tmp_path / "store"
 
 
@@ -27,17 +32,108 @@ def test_a_sound_store_has_no_problem(store: Path, capsys: pytest.CaptureFixture
     assert problems(store, capsys) == []
 
 
-@pytest.mark.parametrize("array", ["image", "label", "label_native"])
-def test_a_flipped_bit_is_found_and_named(
-    store: Path, capsys: pytest.CaptureFixture[str], array: str
+def flip(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(bytes(content))
+
+
+def files_of_a_case(store: Path) -> list[str]:
+    folder = store / NAME / "cases" / CASES[0]
+    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def test_a_flipped_bit_in_any_file_of_a_case_is_found_and_named(
+    store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = store / NAME / "cases" / CASES[2] / array / "c"
-    (chunk,) = (path for path in folder.rglob("*") if path.is_file())
-    content = bytearray(chunk.read_bytes())
-    content[-9] ^= 16
-    chunk.write_bytes(bytes(content))
+    files = files_of_a_case(store)
+    assert len(files) == 1 + 6 * 2
+    rng = random.Random(0)
+    for file in files:
+        array = file.split("/")[0]
+        sound = {}
+        for case in CASES:  # another bit in each
+            path = store / NAME / "cases" / case / file
+            sound[path] = path.read_bytes()
+            flip(path, rng)
+        found = problems(store, capsys)
+        for case in CASES:
+            assert any(f"case {case}: {array}:" in line for line in found), (case, file)
+        assert len(found) == len(CASES)
+        for path, content in sound.items():
+            path.write_bytes(content)
+    assert problems(store, capsys) == []
+
+
+def test_a_flipped_bit_in_any_other_file_is_found_and_named(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = [f"{NAME}/.statistics/{case}.json" for case in CASES]
+    groups = ["zarr.json", f"{NAME}/zarr.json", f"{NAME}/cases/zarr.json"]
+    files = [*statistics, *groups, f"{NAME}/manifest.json"]
+    everything = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file()}
+    assert {name for name in everything if not name.startswith(f"{NAME}/cases/tiny")} == set(files)
+    rng = random.Random(1)
+    sound = {file: (store / file).read_bytes() for file in files}
+    for _ in range(3):
+        for file in files[:-1]:
+            flip(store / file, rng)
+        lines = problems(store, capsys)
+        assert len(lines) == len(files) - 1
+        assert all(any(str(store / file) in line for line in lines) for file in files[:-1])
+        for file, content in sound.items():
+            (store / file).write_bytes(content)
+    flip(store / files[-1], rng)
     (line,) = problems(store, capsys)
-    assert f"case {CASES[2]}: {array}" in line
+    assert str(store / files[-1]) in line
+
+
+def test_every_bit_of_a_manifest_and_of_a_case_counts(store: Path) -> None:
+    for path in (store / NAME / "manifest.json", store / NAME / "cases" / CASES[0] / "zarr.json"):
+        content = path.read_bytes()
+        holder = json.loads(content)
+        seal = holder.get(SEAL) or holder["attributes"][SEAL]
+        assert seal_holds(content, seal)
+        for place in range(0, len(content), 3):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << place % 8
+            try:
+                raw = json.loads(bytes(damaged))
+            except ValueError:
+                continue
+            assert not seal_holds(
+                bytes(damaged), raw.get(SEAL, raw.get("attributes", {}).get(SEAL))
+            )
+
+
+def test_a_lost_shard_or_chunk_of_it_is_found(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = store / NAME / "cases"
+    (cases / CASES[0] / "label_spaced" / "c.0.0.0").unlink()
+    # An index, closed by a right crc32c, that lists no chunk: a reader would take it for zeros.
+    nothing = np.full(2, 2**64 - 1, "<u8").tobytes()
+    shard = nothing + google_crc32c.value(nothing).to_bytes(4, "little")
+    (cases / CASES[1] / "image_spaced" / "c.0.0.0.0").write_bytes(shard)
+    assert not zarr.open_array(cases / CASES[1] / "image_spaced", mode="r")[...].any()
+    first, second = problems(store, capsys)
+    assert f"case {CASES[0]}: label_spaced:" in first
+    assert f"case {CASES[1]}: image_spaced:" in second
+    assert "lacks a chunk" in second
+
+
+def test_the_same_conversion_mends_what_was_damaged(
+    tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = read_manifest(store, NAME)
+    rng = random.Random(2)
+    flip(store / NAME / "cases" / CASES[2] / "zarr.json", rng)
+    flip(store / NAME / ".statistics" / f"{CASES[4]}.json", rng)
+    (store / NAME / "zarr.json").unlink()
+    (store / NAME / "manifest.json").unlink()
+    report, manifest = convert_tiny(tmp_path / "msd" / NAME, store)
+    assert (report.written, report.kept, manifest) == (1, 7, sound)
+    assert problems(store, capsys) == []
 
 
 def test_a_case_put_in_the_place_of_another_is_found(
@@ -47,8 +143,9 @@ def test_a_case_put_in_the_place_of_another_is_found(
     shutil.rmtree(cases / CASES[0])
     shutil.copytree(cases / CASES[1], cases / CASES[0])
     lines = problems(store, capsys)
-    assert len(lines) == 1  # the labels of all tiny cases are alike, the image is not
-    assert f"case {CASES[0]}: image: its checksum differs" in lines[0]
+    # The labels of all tiny cases are alike, the image is not.
+    wrong = ["image: its checksum", "image_spaced: its checksum", "zarr.json: differs from the"]
+    assert [f"case {CASES[0]}: {what}" in line for what, line in zip(wrong, lines, strict=True)]
 
 
 def test_a_lost_case_and_a_wrong_shape_are_found(
@@ -59,8 +156,10 @@ def test_a_lost_case_and_a_wrong_shape_are_found(
     wrong = replace(manifest.cases[CASES[1]], native_shape=(6, 10, 9))
     write_manifest(store, replace(manifest, cases={**manifest.cases, CASES[1]: wrong}))
     lines = problems(store, capsys)
-    assert [CASES[0] in line for line in lines] == [True] * 3 + [False]
-    assert "is uint8 (6, 10, 8), should be uint8 (6, 10, 9)" in lines[3]
+    assert [CASES[0] in line for line in lines] == [True, False, False]
+    assert "missing" in lines[0]
+    assert "is uint8 (6, 10, 8), should be uint8 (6, 10, 9)" in lines[1]
+    assert "zarr.json: differs from the manifest" in lines[2]
 
 
 def test_what_does_not_belong_there_is_reported(
