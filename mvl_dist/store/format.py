@@ -49,6 +49,8 @@ READABLE_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 ARRAYS = ("image", "label", "label_native")
 SPACED_ARRAYS = ("image_spaced", "label_spaced", "foreground_spaced")
+# Read in boxes; every other array is one chunk.
+SHARDED_ARRAYS = ("image_spaced", "label_spaced")
 # Edge of the chunks that boxes are read by, and how many of them at most go into one file.
 BOX_CHUNK = 64
 SHARD_CHUNKS = 512

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
-import os
-from operator import floordiv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +10,13 @@ from mvl_dist.errors import UserError
 from mvl_dist.store.format import (
     MANIFEST,
     READABLE_VERSIONS,
+    SHARDED_ARRAYS,
     STORE_VERSION,
     Manifest,
     manifest_from_json,
 )
 from mvl_dist.store.seal import SEAL, seal_holds
+from mvl_dist.store.shards import FolderShards, read_sharded
 from mvl_dist.tasks import TASKS, resolve_task_name
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ def read_array(store: Path, task: str, case: str, array: str) -> npt.NDArray[Any
     Raises:
         UserError: the array is missing, truncated or corrupt (crc32c); names the case.
     """
-    return _read(store, task, case, array, ...)
+    return _read(store, task, case, array, None)
 
 
 def read_box(
@@ -89,22 +87,26 @@ def read_box(
 ) -> npt.NDArray[Any]:
     """Read a part of an array, all its channels: `box` cuts the last three axes, D, H and W.
 
-    Only the chunks that the box touches are read and checked.
+    Of an array at the task's spacing only the chunks that the box touches are read and checked.
 
     Raises:
         UserError: as `read_array`.
     """
-    return _read(store, task, case, array, (..., *box))
+    return _read(store, task, case, array, box)
 
 
-def _read(store: Path, task: str, case: str, array: str, part: Any) -> npt.NDArray[Any]:
+def _read(
+    store: Path, task: str, case: str, array: str, box: tuple[slice, slice, slice] | None
+) -> npt.NDArray[Any]:
     import zarr
 
     path = store / task / "cases" / case / array
     try:
+        if array in SHARDED_ARRAYS:
+            return read_sharded((path / "zarr.json").read_bytes(), FolderShards(path), box)
         there = zarr.open_array(path, mode="r")
-        _require_files(path, there)
-        return there[part]  # type: ignore[return-value]
+        _require_chunk(path, there)
+        return there[... if box is None else (..., *box)]  # type: ignore[return-value]
     except Exception as error:
         raise UserError(
             f"{path}: cannot be read whole ({type(error).__name__}: {error}): "
@@ -113,30 +115,10 @@ def _read(store: Path, task: str, case: str, array: str, part: Any) -> npt.NDArr
         ) from error
 
 
-def _require_files(path: Path, array: zarr.Array[Any]) -> None:
-    """Zarr would fill a missing chunk with zeros: a lost label would read as empty.
-
-    Raises:
-        OSError, ValueError: a chunk file is missing, or a shard lacks one of its chunks.
-    """
-    inner = array.chunks
-    outer = array.shards or inner
-    counts = [-(-size // step) for size, step in zip(array.shape, outer, strict=True)]
-    for place in itertools.product(*map(range, counts)):
-        file = path / array.metadata.encode_chunk_key(place)
-        if array.shards is None:
-            if not file.is_file():
-                raise FileNotFoundError("its chunk file is missing")
-        else:
-            _require_chunks(file, math.prod(map(floordiv, outer, inner)))
-
-
-def _require_chunks(shard: Path, chunks: int) -> None:
-    import numpy as np
-
-    # The index closes the file: offset and length of each chunk, then its crc32c of four bytes.
-    with shard.open("rb") as file:
-        file.seek(-(16 * chunks + 4), os.SEEK_END)
-        index = np.frombuffer(file.read(16 * chunks), "<u8")
-    if (index == np.iinfo(np.uint64).max).any():
-        raise ValueError(f"shard {shard.name} lacks a chunk")
+def _require_chunk(path: Path, array: zarr.Array[Any]) -> None:
+    """Zarr would fill a missing chunk with zeros: a lost label would read as empty."""
+    if array.shape == array.chunks:
+        if not (path / array.metadata.encode_chunk_key((0,) * array.ndim)).is_file():
+            raise FileNotFoundError("its chunk file is missing")
+    elif array.size:  # a list of no voxels has no chunk
+        raise ValueError(f"is not one chunk: {array.chunks} of {array.shape}")

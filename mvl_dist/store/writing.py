@@ -20,6 +20,7 @@ from mvl_dist.store.format import (
     BOX_CHUNK,
     MANIFEST,
     SHARD_CHUNKS,
+    SHARDED_ARRAYS,
     SPACED_ARRAYS,
     CaseArrays,
     Manifest,
@@ -114,7 +115,7 @@ def _write_array(group: zarr.Group, key: str, values: npt.NDArray[Any]) -> None:
 def _chunks_and_shards(
     key: str, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    if key not in ("image_spaced", "label_spaced"):
+    if key not in SHARDED_ARRAYS:
         return tuple(max(1, size) for size in shape), None
     channels, box = shape[:-3], shape[-3:]
     d, h, w = (-(-size // BOX_CHUNK) for size in box)
