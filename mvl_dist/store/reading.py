@@ -16,7 +16,7 @@ from mvl_dist.store.format import (
     manifest_from_json,
 )
 from mvl_dist.store.seal import SEAL, seal_holds
-from mvl_dist.store.shards import FolderShards, read_sharded
+from mvl_dist.store.shard_reading import FolderShards, read_sharded
 from mvl_dist.tasks import TASKS, resolve_task_name
 
 if TYPE_CHECKING:
