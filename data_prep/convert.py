@@ -50,7 +50,7 @@ class ConvertOptions:
     """Millimetres along D, H, W of the second arrays of each case, for training on patches; auto
     takes the task's by nnU-Net's rule, none leaves these arrays out."""
     workers: int = 0
-    """Processes; 0 takes one a CPU core. Each holds one scan: 2 GB for a CT of 512x512x1000."""
+    """Processes; 0 takes one a CPU core. Each holds one scan, up to 2 GB for the largest CT."""
     skip_bad: bool = False
     """Leave bad cases out and list them, instead of stopping at the first."""
     split_seed: int = 0
