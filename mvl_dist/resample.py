@@ -159,7 +159,7 @@ def resample_image(volume: npt.NDArray[Any], shape: Shape3D) -> npt.NDArray[np.f
     return out
 
 
-def _bounding_box(marked: npt.NDArray[Any]) -> Box | None:
+def bounding_box(marked: npt.NDArray[Any]) -> Box | None:
     """The box of all that is not 0 in (D, H, W), or None."""
     planes = np.flatnonzero([plane.any() for plane in marked])
     if not planes.size:
@@ -229,21 +229,23 @@ def resample_label(label: npt.NDArray[np.uint8], shape: Shape3D) -> npt.NDArray[
     if label.shape == tuple(shape):
         return np.ascontiguousarray(label)
     out = np.zeros(shape, dtype=np.uint8)
-    foreground = _bounding_box(label)
+    foreground = bounding_box(label)
     if foreground is None:
         return out
     inside = label[foreground]
-    counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in inside)
+    counts = np.zeros(256, np.int64)
+    for plane in inside:
+        counts += np.bincount(plane.ravel(), minlength=256)
     present = sorted((int(counts[value]), value) for value in range(1, 256) if counts[value])
     for count, value in present:
         mask = inside == value
-        box = _bounding_box(mask)
+        box = bounding_box(mask)
         assert box is not None
-        place = tuple(
+        d, h, w = (
             slice(outer.start + part.start, outer.start + part.stop)
             for outer, part in zip(foreground, box, strict=True)
         )
-        target, scores = _scores(mask[box], place, label.shape, shape)
+        target, scores = _scores(mask[box], (d, h, w), label.shape, shape)
         region = out[target]
         scores *= region == 0
         _assign_best(region, scores, max(1, round(count * out.size / label.size)), value)
