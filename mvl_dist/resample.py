@@ -161,7 +161,8 @@ def resample_image(volume: npt.NDArray[Any], shape: Shape3D) -> npt.NDArray[np.f
 
 def bounding_box(marked: npt.NDArray[Any]) -> Box | None:
     """The box of all that is not 0 in (D, H, W), or None."""
-    planes = np.flatnonzero([plane.any() for plane in marked])
+    # Maxima, not any(): NumPy is ten times faster at them for bytes.
+    planes = np.flatnonzero([plane.max() for plane in marked])
     if not planes.size:
         return None
     d = slice(int(planes[0]), int(planes[-1]) + 1)
@@ -207,7 +208,11 @@ def _assign_best(
     flat = scores.reshape(-1)
     counts = np.zeros(_SCORES + 2, np.int64)
     for start in range(0, flat.size, _COUNTED):
-        counts += np.bincount(flat[start : start + _COUNTED], minlength=counts.size)
+        part = flat[start : start + _COUNTED]
+        # All but the label's rim is covered not at all or wholly: only the rim is worth a count.
+        rim = part[part - np.uint16(1) < _SCORES - 1]
+        counts += np.bincount(rim, minlength=counts.size)
+        counts[_SCORES] += np.count_nonzero(part >= _SCORES)
     at_least = np.cumsum(counts[::-1])[::-1]  # voxels of this score or a higher one
     at_least[0] = 0  # what is not covered is no candidate
     enough = np.flatnonzero(at_least >= wanted)
@@ -247,6 +252,7 @@ def resample_label(label: npt.NDArray[np.uint8], shape: Shape3D) -> npt.NDArray[
         )
         target, scores = _scores(mask[box], (d, h, w), label.shape, shape)
         region = out[target]
-        scores *= region == 0
+        if region.max():
+            np.copyto(scores, 0, where=region > 0)
         _assign_best(region, scores, max(1, round(count * out.size / label.size)), value)
     return out

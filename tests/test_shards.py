@@ -1,4 +1,4 @@
-"""Zarr is the oracle: it must read what is written here, and itself writes files of the same names and sizes."""
+"""Zarr is the oracle: it must read what is written here, and writes the same names and sizes."""
 
 from pathlib import Path
 
