@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from scipy import ndimage
 
 # What the tools that made the public files use.
 _GZIP_LEVEL = 6
+# What a test part and five folds need; beyond the drawn ones they are copies.
+CASES = 6
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,14 @@ CT = SizedTask(
 BRAIN = SizedTask(
     "Task82_SizedBrain",
     ("FLAIR", "T1w", "t1gd", "T2w"),
-    ((240, 240, 155),) * 4,
-    ((1.0, 1.0, 1.0),) * 4,
+    ((240, 240, 155),) * 2,
+    ((1.0, 1.0, 1.0),) * 2,
     "float32",
+)
+
+
+LARGEST_CT = SizedTask(
+    "Task83_LargestCT", ("CT",), ((512, 512, 700),), ((0.75, 0.75, 0.8),), "int16"
 )
 
 
@@ -84,8 +92,8 @@ def draw(task: SizedTask, number: int) -> tuple[npt.NDArray, npt.NDArray[np.uint
     shape = task.shapes[number]
     bend = _smooth(rng, shape, 24)
     label = _label(shape, bend)
-    body = _radius(shape, (0.5, 0.5, 0.5), (0.44, 0.36, 9.0 if task is CT else 0.44))
-    if task is CT:
+    body = _radius(shape, (0.5, 0.5, 0.5), (0.44, 0.36, 0.44 if task is BRAIN else 9.0))
+    if task is not BRAIN:
         hu = np.where(body < 0.9, np.float32(40), np.float32(-95))
         hu[body >= 1] = -1000
         hu[label == 1] = 110
@@ -112,24 +120,29 @@ def _write(path: Path, values: npt.NDArray, affine: npt.NDArray[np.float64]) -> 
     path.write_bytes(gzip.compress(raw, compresslevel=_GZIP_LEVEL, mtime=0))
 
 
-def write_task(root: Path, task: SizedTask, cases: int | None = None) -> Path:
+def write_task(root: Path, task: SizedTask) -> Path:
     """Write a task below `root` unless it is there; returns its folder."""
     folder = root / task.name
     if (folder / "dataset.json").exists():
         return folder
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    names = [f"case_{number}" for number in range(len(task.shapes))][:cases]
-    for number, name in enumerate(names):
-        image, label = draw(task, number)
-        affine = np.diag([*task.spacings[number], 1.0]) @ np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS
-        _write(folder / "imagesTr" / f"{name}.nii.gz", image, affine)
-        _write(folder / "labelsTr" / f"{name}.nii.gz", label, affine)
-    files = [(f"./imagesTr/{name}.nii.gz", f"./labelsTr/{name}.nii.gz") for name in names]
+    files = [
+        (f"./imagesTr/case_{number}.nii.gz", f"./labelsTr/case_{number}.nii.gz")
+        for number in range(CASES)
+    ]
+    drawn = len(task.shapes)
+    for number, spacing in enumerate(task.spacings):
+        affine = np.diag([*spacing, 1.0]) @ np.diag([-1.0, -1.0, 1.0, 1.0])  # LPS
+        for name, values in zip(files[number], draw(task, number), strict=True):
+            _write(folder / name, values, affine)
+    for number in range(drawn, CASES):
+        for copy, name in zip(files[number], files[number % drawn], strict=True):
+            shutil.copyfile(folder / name, folder / copy)
     dataset = {
         "modality": {str(n): name for n, name in enumerate(task.modality)},
         "labels": {"0": "background", "1": "organ", "2": "lesion"},
-        "numTraining": len(names),
+        "numTraining": len(files),
         "training": [{"image": image, "label": label} for image, label in files],
     }
     (folder / "dataset.json").write_text(json.dumps(dataset))
