@@ -27,7 +27,7 @@ from mvl_dist.store.format import (
     array_sha256,
 )
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json, sealed_text
-from mvl_dist.store.shards import write_shards
+from mvl_dist.store.shard_writing import write_shards
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,7 +7,7 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from mvl_dist.store.shards import write_shards
+from mvl_dist.store.shard_writing import write_shards
 
 
 def create(folder: Path, values: np.ndarray, shards: tuple[int, ...]) -> zarr.Array:
