@@ -72,13 +72,21 @@ def files(pairs: list[Pair]) -> list[Path]:
     return [path for pair in pairs for path in (pair.image, pair.label)]
 
 
-def zlib_gunzip(pair: Pair) -> int:
-    """Bytes after decompression of a case's files, by zlib into memory of the right size."""
-    total = 0
+def zlib_gunzip(pair: Pair) -> tuple[int, Spent]:
+    """Gunzip a case by zlib into memory of the right size: bytes written, what it took."""
+    total, wall, cpu = 0, time.perf_counter(), time.process_time()
     for path in (pair.image, pair.label):
         data = path.read_bytes()
         total += len(zlib.decompress(data, 31, int.from_bytes(data[-4:], "little")))
-    return total
+    return total, Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def zlib_in_workers(pairs: list[Pair]) -> tuple[int, Spent]:
+    """All cases in two processes, without the start of these."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        done = list(run_cases(zlib_gunzip, pairs, WORKERS, "gunzip"))
+    wall = sum(spent.wall for _, spent in done) / WORKERS
+    return sum(size for size, _ in done), Spent(wall, sum(spent.cpu for _, spent in done))
 
 
 def each(command: str, paths: list[Path]) -> None:
@@ -109,12 +117,12 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
     """Print what a task's conversion and verification take; returns the ratios."""
     store = scratch / "store"
     pairs = list_pairs(folder, load_task(folder)[1])
-    raw = sum(map(zlib_gunzip, pairs))
+    raw = zlib_in_workers(pairs)[0]
     rows: list[dict[str, Spent]] = []
     for _ in range(rounds):
         row = {
             "start": timed(lambda: list(run_cases(nothing, pairs, WORKERS, "start"))),
-            "zlib": timed(lambda: list(run_cases(zlib_gunzip, pairs, WORKERS, "gunzip"))),
+            "zlib": zlib_in_workers(pairs)[1],
             "gunzip -c": timed(lambda: each("gunzip -c", files(pairs))),
             "convert": timed(lambda: convert(folder, store)),
         }
@@ -128,15 +136,16 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
         return statistics.median(getattr(row[what], clock) for row in rows)
 
     def ratio(base: str, ours: str, clock: str) -> float:
-        """Base's time over ours, without the start of ours, which does not grow with the data."""
+        """Base's time over ours, without the start of our processes, which no data lengthens."""
         return statistics.median(
-            max(getattr(row[base], clock) - (base == "zlib") * getattr(row["start"], clock), 1e-3)
+            getattr(row[base], clock)
             / max(getattr(row[ours], clock) - getattr(row["start"], clock), 1e-3)
             for row in rows
         )
 
     size = sum(path.stat().st_size for path in stored)
-    arrays = verify_task(store, folder.name, 1)[2]
+    with contextlib.redirect_stderr(io.StringIO()):
+        arrays = verify_task(store, folder.name, WORKERS)[2]
     print(f"\n{folder.name}: {len(pairs)} cases, {raw / 1e6:.0f} MB gunzipped, ", end="")
     print(f"{size / 1e6:.0f} MB stored ({arrays / 1e6:.0f} MB of arrays)")
     for what in rows[0]:
