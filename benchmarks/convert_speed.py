@@ -1,8 +1,12 @@
-"""How fast does the converter read, against plain gunzip of the same files, and what takes long?
+"""Do conversion and verification keep up with plain gunzip and sha256sum of the same files?
 
-From the repository's root: `python -m benchmarks.convert_speed [MSD_ROOT]`, ../shared/data if
-none is given. Both sides get the same files, the same number of processes and a warm page cache;
-they take turns within a round, and ratios are taken within a round.
+    python -m benchmarks.convert_speed [--quick] [--data DIR] [--scratch DIR] [--json FILE]
+
+Tasks: Task04_Hippocampus of --data if it is there, and drawn ones of real sizes (benchmarks/
+msd_sizes.py), which are made once below --scratch. Both sides get the same files, two processes and
+a warm page cache; they take turns within a round. A ratio is of the bytes that gunzip writes, a
+second: 0.5 is half of gunzip's rate. It is given by the clock and by CPU time (with all children),
+which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -11,139 +15,182 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import gzip
+import argparse
+import contextlib
+import io
+import json
 import platform
+import resource
+import shutil
 import statistics
+import subprocess
 import sys
-import tempfile
 import time
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.msd_sizes import BRAIN, CT, LARGEST_CT, write_task
 from data_prep.convert import ConvertOptions, convert_task
-from data_prep.nifti import read_scan, read_source
 from data_prep.source import Pair, list_pairs
-from mvl_dist.intensity import MRI_SCHEME, normalise
+from data_prep.verify import verify_task
 from mvl_dist.parallel import run_cases
-from mvl_dist.resample import resample_image, resample_label
-from mvl_dist.store import CaseArrays, create_task_group, write_case
-from mvl_dist.tasks import Task, load_task
+from mvl_dist.tasks import load_task
 
-ROUNDS = 3
 WORKERS = 2
-GRIDS = ((128, 128, 128), (64, 64, 64))
+GRID = (128, 128, 128)
 
 
-def gunzip(pair: Pair) -> tuple[int, int]:
-    """Bytes before and after decompression of a case's two files."""
-    sizes = [0, 0]
-    for path in (pair.image, pair.label):
-        data = path.read_bytes()
-        sizes[0] += len(data)
-        sizes[1] += len(gzip.decompress(data))
-    return sizes[0], sizes[1]
+@dataclass(frozen=True)
+class Spent:
+    wall: float
+    cpu: float
+
+
+def timed(work: Callable[[], object]) -> Spent:
+    """Clock and CPU seconds of a call, its finished child processes included."""
+
+    def cpu() -> float:
+        return sum(
+            resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+
+    wall, before = time.perf_counter(), cpu()
+    with contextlib.redirect_stderr(io.StringIO()):  # progress lines
+        work()
+    return Spent(time.perf_counter() - wall, cpu() - before)
 
 
 def nothing(pair: Pair) -> None:
     """What is left is the start of the processes and their imports."""
 
 
-def timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def files(pairs: list[Pair]) -> list[Path]:
+    return [path for pair in pairs for path in (pair.image, pair.label)]
 
 
-def compare(folder: Path, pairs: list[Pair], grid: tuple[int, int, int]) -> str:
-    """One line: seconds of both sides and their ratio, medians over the rounds."""
-    rows, starts = [], []
-    compressed, raw = (sum(column) for column in zip(*map(gunzip, pairs), strict=True))
-    for _ in range(ROUNDS):
-        starts.append(timed(lambda: list(run_cases(nothing, pairs, WORKERS, "start"))))
-        plain = timed(lambda: list(run_cases(gunzip, pairs, WORKERS, "gunzip")))
-        with tempfile.TemporaryDirectory() as store:
-            options = ConvertOptions(folder.parent, Path(store) / "s", grid=grid, workers=WORKERS)
-            rows.append((plain, timed(lambda o=options: convert_task(folder, o))))
-    plain, ours = (statistics.median(column) for column in zip(*rows, strict=True))
-    ratios = sorted(ours / plain for plain, ours in rows)
-    return (
-        f"{grid[0]}^3: gunzip {plain:.2f} s ({compressed / plain / 1e6:.1f} MB/s compressed, "
-        f"{raw / plain / 1e6:.1f} MB/s raw); convert {ours:.2f} s "
-        f"({compressed / ours / 1e6:.1f} compressed, {raw / ours / 1e6:.1f} raw); "
-        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
-        f"of each, starting the processes {statistics.median(starts):.2f} s"
+def zlib_gunzip(pair: Pair) -> tuple[int, Spent]:
+    """Gunzip a case by zlib into memory of the right size: bytes written, what it took."""
+    total, wall, cpu = 0, time.perf_counter(), time.process_time()
+    for path in (pair.image, pair.label):
+        data = path.read_bytes()
+        total += len(zlib.decompress(data, 31, int.from_bytes(data[-4:], "little")))
+    return total, Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def zlib_in_workers(pairs: list[Pair]) -> tuple[int, Spent]:
+    """All cases in two processes, without the start of these."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        done = list(run_cases(zlib_gunzip, pairs, WORKERS, "gunzip"))
+    wall = sum(spent.wall for _, spent in done) / WORKERS
+    return sum(size for size, _ in done), Spent(wall, sum(spent.cpu for _, spent in done))
+
+
+def each(command: str, paths: list[Path]) -> None:
+    """Run a command on each file, two at a time, its output thrown away."""
+    lines = "\0".join(map(str, paths))
+    run = ["xargs", "-0", "-n1", f"-P{WORKERS}", "sh", "-c", f'{command} "$0" > /dev/null']
+    subprocess.run(run, input=lines, text=True, check=True)
+
+
+def convert(folder: Path, store: Path) -> None:
+    shutil.rmtree(store, ignore_errors=True)
+    convert_task(folder, ConvertOptions(folder.parent, store, grid=GRID, workers=WORKERS))
+
+
+def peak_gb(folder: Path, store: Path) -> float:
+    """The largest worker's resident memory during a conversion in a process of its own."""
+    script = (
+        "import resource, sys; from pathlib import Path; from benchmarks import convert_speed as b;"
+        "b.convert(Path(sys.argv[1]), Path(sys.argv[2]));"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
+    command = [sys.executable, "-c", script, str(folder), str(store)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(out.stdout.split()[-1]) * 1024 / 1e9
 
 
-def stages(pairs: list[Pair], task: Task, grid: tuple[int, int, int]) -> str:
-    """One line: milliseconds a case and stage, in this process."""
-    total = dict.fromkeys(("read+gunzip", "check+orient", "normalise", "resample", "write"), 0.0)
-    with tempfile.TemporaryDirectory() as store:
-        create_task_group(Path(store), task.name)
-        for pair in pairs:
-            marks = [time.perf_counter()]
-            for path in (pair.image, pair.label):
-                gzip.decompress(read_source(path, pair.root)[1])
-            marks.append(time.perf_counter())
-            scan = read_scan(pair, task)
-            marks.append(time.perf_counter())
-            image = normalise(scan.image, MRI_SCHEME)
-            marks.append(time.perf_counter())
-            arrays = CaseArrays(
-                resample_image(image, grid).astype(np.float16),
-                resample_label(scan.label, grid),
-                scan.label,
-            )
-            marks.append(time.perf_counter())
-            write_case(Path(store), task.name, pair.name, arrays, {})
-            marks.append(time.perf_counter())
-            for stage, start, end in zip(total, marks[:-1], marks[1:], strict=True):
-                total[stage] += end - start
-    # read_scan reads and decompresses too; what is left of it is the checking.
-    total["check+orient"] -= total["read+gunzip"]
-    whole = sum(total.values())
-    parts = (
-        f"{stage} {seconds / len(pairs) * 1e3:.1f} ms ({seconds / whole:.0%})"
-        for stage, seconds in total.items()
-    )
-    return f"{grid[0]}^3, one process, a case: {', '.join(parts)}"
+def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
+    """Print what a task's conversion and verification take; returns the ratios."""
+    store = scratch / "store"
+    pairs = list_pairs(folder, load_task(folder)[1])
+    raw = zlib_in_workers(pairs)[0]
+    rows: list[dict[str, Spent]] = []
+    for _ in range(rounds):
+        row = {
+            "start": timed(lambda: list(run_cases(nothing, pairs, WORKERS, "start"))),
+            "zlib": zlib_in_workers(pairs)[1],
+            "gunzip -c": timed(lambda: each("gunzip -c", files(pairs))),
+            "convert": timed(lambda: convert(folder, store)),
+        }
+        stored = [path for path in store.rglob("*") if path.is_file()]
+        row["sha256sum"] = timed(lambda s=stored: each("sha256sum", s))
+        row["cat"] = timed(lambda s=stored: each("cat", s))
+        row["verify"] = timed(lambda: verify_task(store, folder.name, WORKERS))
+        rows.append(row)
 
+    def middle(what: str, clock: str) -> float:
+        return statistics.median(getattr(row[what], clock) for row in rows)
 
-def large_scan() -> str:
-    """A brain tumour case of the real size."""
-    rng = np.random.default_rng(0)
-    image = rng.standard_normal((4, 155, 240, 240), dtype=np.float32)
-    label = np.zeros(image.shape[1:], np.uint8)
-    label[50:100, 80:150, 90:160] = 1
-    label[60:90, 90:140, 100:150] = 2
-    label[70:80, 100:130, 110:140] = 3
-    shape = (128, 128, 128)
-    times = [
-        (timed(lambda: resample_image(image, shape)), timed(lambda: resample_label(label, shape)))
-        for _ in range(ROUNDS)
-    ]
-    seconds = [statistics.median(column) for column in zip(*times, strict=True)]
-    return f"4 x 240x240x155 to 128^3: image {seconds[0]:.2f} s, label {seconds[1]:.2f} s"
+    def ratio(base: str, ours: str, clock: str) -> float:
+        """Base's time over ours, without the start of our processes, which no data lengthens."""
+        return statistics.median(
+            getattr(row[base], clock)
+            / max(getattr(row[ours], clock) - getattr(row["start"], clock), 1e-3)
+            for row in rows
+        )
+
+    size = sum(path.stat().st_size for path in stored)
+    with contextlib.redirect_stderr(io.StringIO()):
+        arrays = verify_task(store, folder.name, WORKERS)[2]
+    print(f"\n{folder.name}: {len(pairs)} cases, {raw / 1e6:.0f} MB gunzipped, ", end="")
+    print(f"{size / 1e6:.0f} MB stored ({arrays / 1e6:.0f} MB of arrays)")
+    for what in rows[0]:
+        print(f"  {what:10s} {middle(what, 'wall'):7.2f} s, {middle(what, 'cpu'):7.2f} s of CPU")
+    ratios = {
+        f"{name}_{clock}": ratio(base, ours, clock)
+        for name, base, ours in (
+            ("convert_vs_zlib", "zlib", "convert"),
+            ("convert_vs_gunzip", "gunzip -c", "convert"),
+            ("verify_vs_sha256sum", "sha256sum", "verify"),
+        )
+        for clock in ("wall", "cpu")
+    }
+    ratios["verify_stored_mb_s"] = size / 1e6 / middle("verify", "wall")
+    ratios["verify_arrays_mb_s"] = arrays / 1e6 / middle("verify", "wall")
+    ratios["peak_gb_a_worker"] = peak_gb(folder, store)
+    for name, value in ratios.items():
+        print(f"  {name} {value:.2f}")
+    shutil.rmtree(store)
+    sys.stdout.flush()
+    return ratios
 
 
 def main() -> None:
-    root = Path(sys.argv[1] if len(sys.argv) > 1 else "../shared/data").resolve()
-    folder = root / "Task04_Hippocampus"
-    task, dataset = load_task(folder)
-    pairs = list_pairs(folder, dataset)
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("numpy", "scipy", "nibabel", "zarr")
-    )
-    print(f"{platform.platform()}, {os.cpu_count()} cores, {WORKERS} processes, {ROUNDS} rounds")
-    print(f"Python {platform.python_version()}, {versions}; {len(pairs)} cases of {task.name}")
-    print(f"load average {os.getloadavg()[0]:.1f} at the start")
-    for grid in GRIDS:
-        print(compare(folder, pairs, grid), flush=True)
-        print(stages(pairs, task, grid), flush=True)
-    print(large_scan())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one round, no largest CT")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--scratch", type=Path, default=Path("convert_speed_scratch"))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    scratch = arguments.scratch.resolve()
+    versions = ", ".join(f"{n} {version(n)}" for n in ("numpy", "scipy", "isal", "zarr"))
+    print(f"{platform.platform()}, {os.cpu_count()} cores, {WORKERS} processes; Python", end=" ")
+    print(f"{platform.python_version()}, {versions}; load average {os.getloadavg()[0]:.1f}")
+    folders = [write_task(scratch, task) for task in (CT, BRAIN)]
+    real = arguments.data.resolve() / "Task04_Hippocampus"
+    folders += [real] if real.is_dir() else []
+    results = {f.name: compare(f, scratch, 1 if arguments.quick else 3) for f in folders}
+    if not arguments.quick:
+        largest = write_task(scratch, LARGEST_CT)
+        gigabytes = peak_gb(largest, scratch / "store")
+        print(f"\n512 x 512 x 700 CT: {gigabytes:.2f} GB a worker at most")
+        results[largest.name] = {"peak_gb_a_worker": gigabytes}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"ratios": results}, indent=1))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from data_prep.source import Pair
 from data_prep.spacing import shape_at
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
-from mvl_dist.intensity import normalise
-from mvl_dist.resample import resample_image, resample_label
+from mvl_dist.intensity import Scale, scale_of
+from mvl_dist.resample import image_resampler, resample_label
 from mvl_dist.store import (
     SEAL,
     CaseArrays,
@@ -147,10 +147,19 @@ def convert(job: Job) -> Outcome:
     if isinstance(scan, Outcome):
         return scan
     assert job.normalisation is not None
-    image = normalise(scan.image, job.normalisation)
-    spaced = _spaced(scan, image, job.spacing_mm) if job.spacing_mm is not None else None
+    statistics = channel_statistics(scan.image, scan.label, job.task.intensity)
+    moments = zip(statistics["mean"], statistics["std"], strict=True)
+    scales = [scale_of(job.normalisation, channel) for channel in moments]
+    shapes = [job.grid]
+    if job.spacing_mm is not None:
+        shapes.append(shape_at(scan.native_shape, scan.spacing_mm, job.spacing_mm))
+    image, *finer = _resampled(scan.image, scales, shapes)
+    spaced = None
+    if finer:
+        label_spaced = resample_label(scan.label, shapes[1])
+        spaced = SpacedArrays(finer[0], label_spaced, sample_foreground(label_spaced, scan.name))
     arrays = CaseArrays(
-        image=resample_image(image, job.grid).astype(np.float16),
+        image=image,
         label=resample_label(scan.label, job.grid),
         label_native=scan.label,
         spaced=spaced,
@@ -162,7 +171,7 @@ def convert(job: Job) -> Outcome:
         "affine": scan.affine,
         "source_orientation": scan.source_orientation,
         "source_affine": scan.source_affine,
-        "intensity": channel_statistics(scan.image, scan.label, job.task.intensity),
+        "intensity": statistics,
         "sources": {role: asdict(source) for role, source in scan.sources.items()},
         "spaced_shape": spaced.label_spaced.shape if spaced is not None else None,
     }
@@ -176,10 +185,15 @@ def convert(job: Job) -> Outcome:
     return _done(scan)
 
 
-def _spaced(scan: Scan, image: npt.NDArray[np.float32], target_mm: Spacing) -> SpacedArrays:
-    shape = shape_at(scan.native_shape, scan.spacing_mm, target_mm)
-    resampled = np.empty((len(image), *shape), dtype=np.float16)
-    for channel, values in zip(image, resampled, strict=True):  # one in float32 at a time
-        values[...] = resample_image(channel, shape)
-    label = resample_label(scan.label, shape)
-    return SpacedArrays(resampled, label, sample_foreground(label, scan.name))
+def _resampled(
+    image: npt.NDArray[Any], scales: Sequence[Scale], shapes: Sequence[Shape3D]
+) -> list[npt.NDArray[np.float16]]:
+    """Normalise (C, D, H, W) and resample it to several shapes, reading each plane once."""
+    arrays = [np.empty((len(image), *shape), np.float16) for shape in shapes]
+    for channel, (volume, scale) in enumerate(zip(image, scales, strict=True)):
+        resamplers = [image_resampler(volume.shape, array[channel]) for array in arrays]
+        for plane in volume:
+            normalised = scale.apply(plane)
+            for resampler in resamplers:
+                resampler.push(normalised)
+    return arrays

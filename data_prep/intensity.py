@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mvl_dist.errors import UserError
-from mvl_dist.intensity import CT_SCHEME
+from mvl_dist.intensity import CT_SCHEME, moments, nonzero_moments
+from mvl_dist.resample import bounding_box
 
 CLIP_PERCENTILES = (0.5, 99.5)
 
@@ -24,7 +25,7 @@ Histogram = dict[int, int]
 
 
 def channel_statistics(
-    image: npt.NDArray[np.float32], label: npt.NDArray[np.uint8], scheme: str
+    image: npt.NDArray[Any], label: npt.NDArray[np.uint8], scheme: str
 ) -> dict[str, Any]:
     """Raw intensities of (C, D, H, W), one list entry a channel.
 
@@ -33,22 +34,30 @@ def channel_statistics(
     """
     rows: dict[str, Any] = {"minimum": [], "maximum": [], "mean": [], "std": []}
     for channel in image:
-        values = channel[channel != 0] if scheme == "mri" else channel[label > 0]
-        rows["minimum"].append(float(channel.min()))
-        rows["maximum"].append(float(channel.max()))
-        rows["mean"].append(float(values.mean(dtype=np.float64)) if values.size else 0.0)
-        rows["std"].append(float(values.std(dtype=np.float64)) if values.size else 0.0)
+        mri = scheme == "mri"
+        mean, std = nonzero_moments(channel) if mri else moments(_labelled(channel, label))
+        for key, value in zip(rows, (channel.min(), channel.max(), mean, std), strict=True):
+            rows[key].append(float(value))
     return {"over": "non-zero voxels" if scheme == "mri" else "labelled voxels", **rows}
 
 
-def hu_histogram(image: npt.NDArray[np.float32], label: npt.NDArray[np.uint8]) -> Histogram:
+def _labelled(channel: npt.NDArray[Any], label: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    box = bounding_box(label)
+    return channel[:0].ravel() if box is None else channel[box][label[box] > 0]
+
+
+def hu_histogram(image: npt.NDArray[Any], label: npt.NDArray[np.uint8]) -> Histogram:
     """Count of every whole HU value among the labelled voxels of (1, D, H, W).
 
     A CT whose HU are not whole numbers is rounded for this count only.
     """
-    values = np.rint(np.clip(image[0][label > 0], -_HU_LIMIT, _HU_LIMIT)).astype(np.int32)
-    found, counts = np.unique(values, return_counts=True)
-    return {int(value): int(count) for value, count in zip(found, counts, strict=True)}
+    values = _labelled(image[0], label)
+    if not values.size:
+        return {}
+    whole = np.rint(np.clip(values, -_HU_LIMIT, _HU_LIMIT)).astype(np.int32)
+    lowest = int(whole.min())
+    counts = np.bincount(whole - lowest)
+    return {int(value) + lowest: int(counts[value]) for value in np.flatnonzero(counts)}
 
 
 def _percentile(

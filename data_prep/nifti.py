@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +25,8 @@ from mvl_dist.nifti import (
     apart_mm,
     orientation_of,
     parse_nifti,
-    read_channels,
+    raw_voxels,
+    read_voxels,
     states_orientation,
 )
 from mvl_dist.store import Shape3D, Spacing
@@ -46,7 +48,8 @@ class Scan:
     """A checked case, axes D, H, W of the RAS+ orientation (see mvl_dist/store/format.py).
 
     Attributes:
-        image: (C, D, H, W) raw intensities, scaled as the header says (CT: HU).
+        image: (C, D, H, W) raw intensities, scaled as the header says (CT: HU); the file's own type
+            and memory where that needs no scaling, so read-only.
         label: (D, H, W).
         affine: 4x4, from voxel (w, h, d) to RAS+ millimetres.
         source_affine: 4x4 of the image file as distributed.
@@ -57,7 +60,7 @@ class Scan:
     """
 
     name: str
-    image: npt.NDArray[np.float32]
+    image: npt.NDArray[Any]
     label: npt.NDArray[np.uint8]
     spacing_mm: Spacing
     affine: Affine
@@ -95,12 +98,16 @@ def read_source(path: Path, root: Path) -> tuple[SourceFile, bytes]:
 
 def _read_label(path: Path, label: nib.Nifti1Image, task: Task) -> npt.NDArray[np.uint8]:
     """Label values (x, y, z)."""
-    values = np.asanyarray(label.dataobj)
+    values = raw_voxels(label)
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     listed = {0, *(value for value, _ in task.labels)}
-    if values.dtype == np.uint8:
-        found = np.flatnonzero(np.bincount(values.ravel(order="K"), minlength=256))
+    with np.errstate(invalid="ignore"):  # a NaN is found below
+        small = values.astype(np.uint8, copy=False)
+    if small.dtype == values.dtype or np.array_equal(small, values):
+        # Sorting tens of millions of voxels takes seconds; their maximum mostly says enough.
+        dense = listed == set(range(len(listed))) and int(small.max()) < len(listed)
+        found = np.empty(0) if dense else np.unique(small)
     else:
         found = np.unique(values)
     strange = [f"{value:g}" for value in found.tolist() if value not in listed]
@@ -110,7 +117,7 @@ def _read_label(path: Path, label: nib.Nifti1Image, task: Task) -> npt.NDArray[n
             f"{path}: label values {shown} are not among those of dataset.json "
             f"({', '.join(map(str, sorted(listed)))}); {REPAIR}"
         )
-    return values.astype(np.uint8, copy=False)
+    return small
 
 
 def _check_same_grid(pair: Pair, image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
@@ -149,10 +156,10 @@ def read_scan(pair: Pair, task: Task) -> Scan:
     )
     orientation = orientation_of(image_file.affine, image_file.shape[:3])
     label = _read_label(pair.label, label_file, task)
-    image = read_channels(pair.image, image_file, task.modalities)
+    image = read_voxels(pair.image, image_file, task.modalities)
     return Scan(
         name=pair.name,
-        image=orientation.canonical(image),
+        image=orientation.canonical_view(image),
         label=orientation.canonical(label),
         spacing_mm=orientation.spacing_mm,
         affine=_rows(orientation.affine),

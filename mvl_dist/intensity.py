@@ -8,6 +8,7 @@ so all cases share one clip range, mean and deviation; data_prep/intensity.py fi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,22 +26,55 @@ def _floored(std: float, mean: float) -> float:
     return max(std, 1e-4 * abs(mean), 1e-8)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How one channel's raw intensities become the model's: clipped if CT, then z-scored."""
+
+    mean: float
+    std: float
+    clip: tuple[float, float] | None = None
+
+    def apply(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Normalised values of an array of any shape and type; C order, the input is left alone."""
+        out = raw.astype(np.float32, order="C")
+        if self.clip is not None:
+            np.clip(out, *map(np.float32, self.clip), out=out)
+        out -= np.float32(self.mean)
+        out /= np.float32(_floored(self.std, self.mean))
+        return out
+
+
+def nonzero_moments(channel: npt.NDArray[Any]) -> tuple[float, float]:
+    """Mean and deviation over the non-zero voxels; 0 where there are none."""
+    return moments(channel[channel != 0])
+
+
+def moments(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Mean and deviation, summed in float64; 0 of no values."""
+    if not values.size:
+        return 0.0, 0.0
+    return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+
+
+def scale_of(normalisation: Mapping[str, Any], nonzero: tuple[float, float]) -> Scale:
+    """The scale that a manifest's `normalisation` gives a channel.
+
+    Args:
+        nonzero: the channel's `nonzero_moments`, which MRI is scaled by.
+    """
+    if normalisation["scheme"] == CT_SCHEME:
+        low, high = normalisation["clip_hu"]
+        return Scale(normalisation["mean_hu"], normalisation["std_hu"], (low, high))
+    return Scale(*nonzero)
+
+
 def normalise(
     image: npt.NDArray[np.float32], normalisation: Mapping[str, Any]
 ) -> npt.NDArray[np.float32]:
     """Normalise (C, D, H, W) as a manifest's `normalisation` says; the input is left alone."""
-    if normalisation["scheme"] == CT_SCHEME:
-        low, high = normalisation["clip_hu"]
-        mean, std = normalisation["mean_hu"], normalisation["std_hu"]
-        out = np.clip(image, np.float32(low), np.float32(high))
-        out -= np.float32(mean)
-        out /= np.float32(_floored(std, mean))
-        return out
+    ct = normalisation["scheme"] == CT_SCHEME
     out = np.empty_like(image)
     for channel, target in zip(image, out, strict=True):
-        values = channel[channel != 0]
-        mean = float(values.mean(dtype=np.float64)) if values.size else 0.0
-        std = float(values.std(dtype=np.float64)) if values.size else 0.0
-        np.subtract(channel, np.float32(mean), out=target)
-        target /= np.float32(_floored(std, mean))
+        nonzero = (0.0, 0.0) if ct else nonzero_moments(channel)
+        target[...] = scale_of(normalisation, nonzero).apply(channel)
     return out

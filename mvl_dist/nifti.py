@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from isal import isal_zlib
 
 from mvl_dist.errors import UserError
 
@@ -54,7 +55,12 @@ class Orientation:
 
     def canonical(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(x, y, z) of the file -> (D, H, W), and (x, y, z, c) -> (C, D, H, W)."""
-        return np.ascontiguousarray(nib.orientations.apply_orientation(values, self.turn).T)
+        return np.ascontiguousarray(self.canonical_view(values))
+
+    def canonical_view(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """As `canonical`, without a copy where the file's rows run along W already."""
+        view = nib.orientations.apply_orientation(values, self.turn).T
+        return view if abs(view.strides[-1]) == view.itemsize else np.ascontiguousarray(view)
 
     def as_filed(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The inverse of `canonical`: (D, H, W) -> (x, y, z), (C, D, H, W) -> (x, y, z, c)."""
@@ -80,10 +86,27 @@ def _decompress(path: Path, data: bytes) -> bytes:
             raise UserError(f"{path}: not a gzip file; {FETCH_AGAIN}")
         return data
     try:
-        return gzip.decompress(data)
+        return _gunzip(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         what = "truncated" if isinstance(error, EOFError) else "damaged"
         raise UserError(f"{path}: {what} gzip file ({error}); {FETCH_AGAIN}") from error
+
+
+def _gunzip(data: bytes) -> bytes:
+    """The content of a gzip file; ISA-L takes under half of zlib's time and checks the CRC as well.
+
+    Raises:
+        EOFError, zlib.error, gzip.BadGzipFile: as gzip.decompress, which reads whatever is not one
+            whole member.
+    """
+    size = int.from_bytes(data[-4:], "little")  # of the content, modulo 4 GB
+    reader = isal_zlib.decompressobj(wbits=31)
+    try:
+        content = reader.decompress(data, size + 1)
+    except isal_zlib.error:  # type: ignore[misc]  # its stub does not say that it is an error
+        return gzip.decompress(data)
+    whole = reader.eof and not reader.unused_data and len(content) == size
+    return content if whole else gzip.decompress(data)
 
 
 def parse_nifti(path: Path, data: bytes) -> nib.Nifti1Image:
@@ -132,10 +155,25 @@ def _check_geometry(path: Path, image: nib.Nifti1Image) -> None:
         )
 
 
-def read_channels(
-    path: Path, image: nib.Nifti1Image, modalities: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """Voxels (x, y, z, c) of a file that holds these channels, scaled as the header says.
+def raw_voxels(image: nib.Nifti1Image) -> npt.NDArray[Any]:
+    """Voxels (x, y, z) or (x, y, z, c) of an image that `parse_nifti` gave, as its header means.
+
+    They are the file's own bytes, not copied and read-only, where the header does not scale them.
+    """
+    dtype = image.header.get_data_dtype()
+    proxy = image.dataobj
+    if (proxy.slope, proxy.inter) != (1, 0):
+        return np.asanyarray(proxy)
+    content = image.file_map["image"].fileobj.getbuffer()
+    voxels = np.frombuffer(content, dtype, count=int(np.prod(image.shape)), offset=proxy.offset)
+    return voxels.reshape(image.shape, order="F")
+
+
+def read_voxels(path: Path, image: nib.Nifti1Image, modalities: Sequence[str]) -> npt.NDArray[Any]:
+    """Voxels (x, y, z, c) of a file that holds these channels, as its header means.
+
+    Their type is the file's, which float32 holds as well as it can, or float32 where the header
+    scales them.
 
     Raises:
         UserError: another number of channels, or a voxel that is NaN or infinite.
@@ -148,12 +186,21 @@ def read_channels(
             f"{'s' if channels > 1 else ''} of the task "
             f"({', '.join(modalities)}); {REPAIR}"
         )
-    values = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
-    # An infinity or a NaN anywhere makes the sum not finite; no mask as large as the scan.
-    if not np.isfinite(values.sum(dtype=np.float64)):
+    values = raw_voxels(image).reshape(shape, order="F")
+    if values.dtype.itemsize > 4 or image.dataobj.slope != 1 or image.dataobj.inter != 0:
+        values = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+    # A NaN makes both extremes NaN; no mask as large as the scan.
+    if values.dtype.kind == "f" and not np.isfinite([values.min(), values.max()]).all():
         bad = int(values.size - np.isfinite(values).sum())
         raise UserError(f"{path}: {bad} voxels are NaN or infinite; {REPAIR}")
     return values
+
+
+def read_channels(
+    path: Path, image: nib.Nifti1Image, modalities: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """`read_voxels` as float32."""
+    return read_voxels(path, image, modalities).astype(np.float32, copy=False)
 
 
 def apart_mm(first: nib.Nifti1Image, second: nib.Nifti1Image) -> float:

@@ -206,7 +206,7 @@ def array_sha256(values: npt.NDArray[Any]) -> str:
     """Checksum of the decoded values: independent of codec and of chunking."""
     import numpy as np
 
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
 
 
 def regions_of(task: Task, target: str) -> Sequence[Region]:

@@ -27,6 +27,7 @@ from mvl_dist.store.format import (
     array_sha256,
 )
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json, sealed_text
+from mvl_dist.store.shard_writing import write_shards
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -79,7 +80,7 @@ def write_case(
         with full_disk_is_a_user_error(store):
             group = zarr.open_group(partial, mode="w", zarr_format=3)
             for key, values in named.items():
-                _write_array(group, key, values)
+                _write_array(partial, group, key, values)
             content = {**attributes, "arrays": checksums, "metadata": array_metadata(partial)}
             (partial / GROUP).write_text(case_text(content))
             if final.exists():
@@ -90,7 +91,7 @@ def write_case(
     return checksums
 
 
-def _write_array(group: zarr.Group, key: str, values: npt.NDArray[Any]) -> None:
+def _write_array(case: Path, group: zarr.Group, key: str, values: npt.NDArray[Any]) -> None:
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     chunks, shards = _chunks_and_shards(key, values.shape)
@@ -109,7 +110,10 @@ def _write_array(group: zarr.Group, key: str, values: npt.NDArray[Any]) -> None:
         # An all-background label must exist on disk, or a lost one could pass for it.
         config={"write_empty_chunks": True},
     )
-    array[...] = values
+    if shards is None:
+        array[...] = values
+    else:
+        write_shards(case / key, array, values)
 
 
 def _chunks_and_shards(

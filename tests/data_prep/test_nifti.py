@@ -1,3 +1,4 @@
+import gzip
 from pathlib import Path
 
 import nibabel as nib
@@ -54,7 +55,7 @@ def test_every_fact_of_a_scan_is_kept(tmp_path: Path) -> None:
     import hashlib
 
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert out.image.dtype == np.float32
+    assert out.image.dtype == np.int16  # the file's own: a scan is never copied to float32
     assert out.label.dtype == np.uint8
     assert out.raw_bytes == out.label.size * 3
 
@@ -83,6 +84,31 @@ def test_float_labels_of_whole_values_are_fine(tmp_path: Path) -> None:
     label = scan(0, False)[1]
     write_nifti(folder / "labelsTr" / f"{CASES[0]}.nii.gz", label.astype(np.float32))
     np.testing.assert_array_equal(read_scan(pair_of(folder, CASES[0]), task).label, label.T)
+
+
+def test_a_gzip_file_of_several_members_is_read_to_its_end(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path)
+    task, _ = load_task(folder)
+    path = folder / "imagesTr" / f"{CASES[0]}.nii.gz"
+    raw = gzip.decompress(path.read_bytes())
+    half = len(raw) // 2
+    # Of equal size: the length that the last member states is that of the first too.
+    path.write_bytes(gzip.compress(raw[:half]) + gzip.compress(raw[half:]))
+    np.testing.assert_array_equal(
+        read_scan(pair_of(folder, CASES[0]), task).image[0], scan(0, False)[0].T
+    )
+
+
+@pytest.mark.parametrize("dtype", [">i2", "<u2", "i1", "f8", ">f4"])
+def test_the_voxels_are_the_file_s_in_any_type(tmp_path: Path, dtype: str) -> None:
+    folder = make_tiny(tmp_path)
+    task, _ = load_task(folder)
+    values = (scan(0, False)[0] // 4).astype(dtype)
+    path = folder / "imagesTr" / f"{CASES[0]}.nii.gz"
+    write_nifti(path, values)
+    image = read_scan(pair_of(folder, CASES[0]), task).image
+    np.testing.assert_array_equal(image[0], nib.load(path).get_fdata(dtype=np.float32).T)
+    assert image.dtype.itemsize <= 4
 
 
 def test_headers_that_differ_by_rounding_are_the_same_place(tmp_path: Path) -> None:
