@@ -83,6 +83,21 @@ def test_each_step_is_applied_as_often_as_nnunet_applies_it(step: Step) -> None:
     assert share == pytest.approx(expected, abs=4 * (expected / count) ** 0.5)
 
 
+def test_steps_are_drawn_independently_of_each_other() -> None:
+    count, anatomy = 3000, Anatomy((1.0, 1.0, 1.0))
+    values = torch.from_numpy(np.random.default_rng(0).random((1, 1, 3, 3, 3))).float()
+    batch = values.expand(count, -1, -1, -1, -1)
+    seeds = [(0, 0, position) for position in range(count)]
+    still, _ = strong(batch, batch, seeds, anatomy, ())
+    first, second = (
+        (strong(batch, batch, seeds, anatomy, (step,))[0] != still).flatten(1).any(1)
+        for step in STRONG
+        if step.transform.__name__ in ("brightness", "contrast")
+    )
+    # By chance 0.15 x 0.15 = 67 samples get both; from one stream it would be all of 450.
+    assert 35 < int((first & second).sum()) < 105
+
+
 def test_a_step_more_leaves_the_draws_of_the_others_alone() -> None:
     image, target = (part[None] for part in case(0))
     first, second = Step(1.0, STRONG[2].transform), Step(1.0, STRONG[0].transform)
