@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from mvl_dist import checkpoint
-from mvl_dist.augment import augment
+from mvl_dist.augment import PRESETS, Anatomy
 from mvl_dist.checkpoint import Position
 from mvl_dist.config import OptimConfig
 from mvl_dist.data import Batch, CaseDataset, RankBatches
@@ -135,6 +135,8 @@ class Trainer:
         )
         self.loader = BatchLoader(self._cases(plan.split.train), self.batches, data.workers)
         self.validation = self._cases(plan.split.validation)
+        self.augment = PRESETS[data.augmentation]
+        self.anatomy = Anatomy.of(plan.manifest.task, plan.spacing_mm)
         self.steps_per_epoch = self.batches.batches_per_epoch
         self.watchdog = Watchdog(self.rank, self.world_size)
 
@@ -227,9 +229,8 @@ class Trainer:
         torch.manual_seed((optim.seed * 1_000_003 + position.step) * 4099 + self.rank)
         image = batch["image"].to(self.device, non_blocking=True)
         target = batch["target"].to(self.device, non_blocking=True)
-        if self.plan.config.data.augmentation == "paper":
-            places = [int(place) for place in batch["position"]]
-            image, target = augment(image, target, optim.seed, position.epoch, places)
+        seeds = [(optim.seed, position.epoch, int(place)) for place in batch["position"]]
+        image, target = self.augment(image, target, seeds, self.anatomy)
         loss = training_loss(self.engine(image.to(self.dtype)), target, self.activation)
         self.watchdog.advance(f"step {position.step + 1}")
         # One collective answers four questions for all ranks: the loss, is it sound, go on, and who

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mvl_dist.errors import UserError
 
 Intensity = Literal["mri", "ct"]
+AXES = ("D", "H", "W")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Task:
         tolerance_mm: tolerance of the normalised surface Dice.
         num_training: labelled cases as released (0: not known).
         union_regions: regions that users ask for beside MSD's one region per label.
+        mirror_axes: axes (of D, H, W) along which a mirrored case could be another patient's:
+            `--augmentation strong` mirrors along them.
         source: where the table's row comes from.
     """
 
@@ -49,6 +52,7 @@ class Task:
     tolerance_mm: float
     num_training: int = 0
     union_regions: tuple[Region, ...] = ()
+    mirror_axes: tuple[str, ...] = ()
     source: str = "Medical Segmentation Decathlon, CC BY-SA 4.0"
 
     @property
@@ -69,6 +73,7 @@ def _task(
     tolerance_mm: float,
     num_training: int,
     unions: tuple[Region, ...] = (),
+    mirror_axes: tuple[str, ...] = (),
 ) -> Task:
     channels = tuple(modalities.split(","))
     return Task(
@@ -79,9 +84,11 @@ def _task(
         tolerance_mm=tolerance_mm,
         num_training=num_training,
         union_regions=unions,
+        mirror_axes=mirror_axes,
     )
 
 
+# Each with the reason for its mirror axes: W swaps left and right.
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -92,8 +99,11 @@ TASKS: dict[str, Task] = {
             5.0,
             484,
             (Region("whole tumour", (1, 2, 3)), Region("tumour core", (2, 3))),
+            mirror_axes=("W",),  # a tumour grows in either half of the brain
         ),
+        # Mirrored, the label would lie where the right atrium is.
         _task("Task02_Heart", "MRI", "left atrium", 4.0, 20),
+        # The liver lies right.
         _task("Task03_Liver", "CT", "liver,cancer", 7.0, 131, (Region("whole liver", (1, 2)),)),
         _task(
             "Task04_Hippocampus",
@@ -102,9 +112,26 @@ TASKS: dict[str, Task] = {
             1.0,
             260,
             (Region("whole hippocampus", (1, 2)),),
+            mirror_axes=("W",),  # a pair; H would swap the labels anterior and posterior
         ),
-        _task("Task05_Prostate", "T2,ADC", "PZ,TZ", 4.0, 32, (Region("whole prostate", (1, 2)),)),
-        _task("Task06_Lung", "CT", "cancer", 2.0, 63),
+        _task(
+            "Task05_Prostate",
+            "T2,ADC",
+            "PZ,TZ",
+            4.0,
+            32,
+            (Region("whole prostate", (1, 2)),),
+            mirror_axes=("W",),  # alike left and right; PZ lies behind TZ
+        ),
+        _task(
+            "Task06_Lung",
+            "CT",
+            "cancer",
+            2.0,
+            63,
+            mirror_axes=("W",),  # a tumour grows in either lung, whatever side the heart is on
+        ),
+        # Its head lies right, its tail left.
         _task(
             "Task07_Pancreas",
             "CT",
@@ -113,8 +140,11 @@ TASKS: dict[str, Task] = {
             281,
             (Region("whole pancreas", (1, 2)),),
         ),
+        # The vessels branch as the liver lies.
         _task("Task08_HepaticVessel", "CT", "Vessel,Tumour", 3.0, 303),
+        # The spleen lies left.
         _task("Task09_Spleen", "CT", "spleen", 3.0, 41),
+        # The colon rises right and descends left.
         _task("Task10_Colon", "CT", "colon cancer primaries", 4.0, 126),
     )
 }
@@ -152,10 +182,11 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
 
     The intensity scheme is `ct` where the only modality is CT. MSD publishes no tolerance for such
     a task, so 1 mm is used unless the file says `"tolerance_mm"`. Regions that overlap are read
-    from `"regions": {"whole lesion": [1, 2]}`.
+    from `"regions": {"whole lesion": [1, 2]}`, axes that augmentation may mirror from
+    `"mirror_axes": ["W"]` (none unless said).
 
     Raises:
-        UserError: `modality` or `labels` is missing or malformed.
+        UserError: `modality` or `labels` is missing, or something is malformed.
     """
     path = folder / "dataset.json"
     try:
@@ -185,6 +216,12 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
                 f"{path}: region '{region.name}' is made of {list(region.labels)}, the labels are "
                 f"{sorted(values)}"
             )
+    mirror_axes = dataset.get("mirror_axes", [])
+    if not isinstance(mirror_axes, list) or any(axis not in AXES for axis in mirror_axes):
+        raise UserError(
+            f"{path}: 'mirror_axes' is {json.dumps(mirror_axes)}; it takes a list of axes of D "
+            '(inferior to superior), H (posterior to anterior) and W (left to right), as in ["W"]'
+        )
     if max(value for value, _ in foreground) > 255 or foreground[0][0] < 0:
         raise UserError(f"{path}: label values must lie in 0..255")
     return Task(
@@ -194,6 +231,7 @@ def task_from_json(dataset: dict[str, object], folder: Path) -> Task:
         intensity="ct" if [c.upper() for c in channels] == ["CT"] else "mri",
         tolerance_mm=tolerance_mm,
         union_regions=unions,
+        mirror_axes=tuple(sorted(set(mirror_axes))),
         source=str(dataset.get("reference", "dataset.json")),
     )
 
@@ -205,6 +243,10 @@ def task_from_plain(plain: Mapping[str, Any]) -> Task:
         KeyError, TypeError, ValueError: something else than a task.
     """
     fields = dict(plain)
+    known = TASKS.get(fields["name"])
+    # What was written before there were mirror axes has the table's.
+    fields.setdefault("mirror_axes", known.mirror_axes if known else ())
+    fields["mirror_axes"] = tuple(fields["mirror_axes"])
     fields["modalities"] = tuple(fields["modalities"])
     fields["labels"] = tuple((value, name) for value, name in fields["labels"])
     fields["union_regions"] = tuple(

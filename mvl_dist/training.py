@@ -91,7 +91,13 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     counts = parameter_report(model)
     donor_names = donor_parameter_names(model)
     reads = MODELS[config.model.name].reads
-    name = identity(config, reads, plan.manifest.checksum, donor_checksum)
+    name = identity(
+        config,
+        reads,
+        plan.manifest.checksum,
+        donor_checksum,
+        plan.manifest.task.mirror_axes,
+    )
     folder = runs.run_folder(config, name)
 
     tracker: AnyTracker = NullTracker()

@@ -125,6 +125,17 @@ def test_identity_changes_with_what_decides_the_result_and_with_nothing_else(
     assert len({same, *others}) == 7
 
 
+def test_mirror_axes_name_a_run_that_mirrors_and_no_other() -> None:
+    base, reads = PRESETS["smoke"](), MODELS["vit_baseline"].reads
+    names = []
+    for augmentation in ("paper", "strong"):
+        data = replace(base.data, augmentation=augmentation)  # type: ignore[arg-type]
+        config = replace(base, data=data)
+        names.append([identity(config, reads, "data", "", axes) for axes in ((), ("W",))])
+    assert names[0] == ["b7fd85f5da"] * 2
+    assert len({*names[0], *names[1]}) == 3
+
+
 @pytest.mark.parametrize("kernels", ["triton", "torch"])
 def test_how_operations_run_does_not_rename_a_run(kernels: str) -> None:
     """The literals are what version 0.3.0 printed, which had no such setting."""

@@ -1,10 +1,11 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from mvl_dist.errors import UserError
-from mvl_dist.tasks import TASKS, load_task, resolve_task_name
+from mvl_dist.tasks import TASKS, Task, load_task, resolve_task_name, task_from_plain
 
 # As in the released dataset.json files: cases, channels, labels, tolerance in mm.
 RELEASED = {
@@ -32,6 +33,38 @@ def test_the_table_holds_the_ten_tasks_as_released() -> None:
 def test_ct_tasks_are_normalised_as_ct_and_mri_tasks_as_mri() -> None:
     ct = {name[4:6] for name, task in TASKS.items() if task.intensity == "ct"}
     assert ct == {"03", "06", "07", "08", "09", "10"}
+
+
+def test_a_task_is_mirrored_only_where_its_anatomy_allows() -> None:
+    # No organ that lies on one side; never an axis that would swap two labels.
+    mirrored = {name[4:6]: task.mirror_axes for name, task in TASKS.items() if task.mirror_axes}
+    assert mirrored == dict.fromkeys(("01", "04", "05", "06"), ("W",))
+
+
+def test_a_task_outside_the_ten_says_itself_what_may_be_mirrored(tmp_path: Path) -> None:
+    folder = tmp_path / "Task50_Mouse"
+    folder.mkdir()
+    dataset: dict[str, object] = {"modality": {"0": "MRI"}, "labels": {"1": "tumour"}}
+
+    def loaded() -> Task:
+        (folder / "dataset.json").write_text(json.dumps(dataset))
+        return load_task(folder)[0]
+
+    assert loaded().mirror_axes == ()
+    dataset["mirror_axes"] = ["W", "D"]
+    assert loaded().mirror_axes == ("D", "W")
+    for wrong in ("W", ["X"], [2], {"W": 1}):
+        dataset["mirror_axes"] = wrong
+        with pytest.raises(UserError, match=r"dataset.json: 'mirror_axes' is .* as in \[\"W\"\]"):
+            loaded()
+
+
+def test_a_task_written_before_there_were_mirror_axes_has_those_of_the_table() -> None:
+    for task, axes in ((TASKS["Task04_Hippocampus"], ("W",)), (Task("T", (), (), "mri", 1.0), ())):
+        plain = json.loads(json.dumps(dataclasses.asdict(task)))
+        assert task_from_plain(plain) == task
+        del plain["mirror_axes"]
+        assert task_from_plain(plain).mirror_axes == axes
 
 
 @pytest.mark.parametrize("name", ["Task04_Hippocampus", "task04", "04", "4", "hippocampus"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from mvl_dist.config.plain import to_plain
@@ -12,7 +12,11 @@ from mvl_dist.config.schema import RunConfig
 
 
 def identity(
-    config: RunConfig, reads: Collection[str], data_checksum: str, donor_checksum: str = ""
+    config: RunConfig,
+    reads: Collection[str],
+    data_checksum: str,
+    donor_checksum: str = "",
+    mirror_axes: Sequence[str] = (),
 ) -> str:
     """Short hash of what decides a run's result: two runs of one identity are the same run.
 
@@ -21,10 +25,13 @@ def identity(
 
     Args:
         reads: fields of ModelConfig that the model uses.
+        mirror_axes: the task's; they count where the augmentation mirrors.
     """
     decides = _deciding(config, reads)
     decides["model"].pop("donor", None)
     decides["content"] = {"data": data_checksum, "donor": donor_checksum}
+    if config.data.augmentation == "strong":
+        decides["content"]["mirror_axes"] = list(mirror_axes)
     return _hash(decides)
 
 

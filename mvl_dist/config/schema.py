@@ -37,8 +37,9 @@ class DataConfig:
     target: Literal["binary", "labels", "regions"] = "binary"
     """Output regions: `binary` = all labels merged (as the paper scores), `labels` = one per label
     (as MSD scores), `regions` = those and the task's overlapping unions, e.g. whole tumour."""
-    augmentation: Literal["paper", "none"] = "paper"
-    """`paper`: rotation by up to 5 degrees and scaling by 0.9 to 1.1, on the device."""
+    augmentation: Literal["paper", "strong", "none"] = "paper"
+    """`paper`: rotation by up to 5 degrees and scaling by 0.9 to 1.1; `strong`: nnU-Net's default
+    set, mirrored where the task's anatomy allows. On the device."""
     leave_out: tuple[str, ...] = ()
     """Cases to do without, e.g. damaged ones; the others stay in their parts of the split."""
     workers: int = 4

@@ -1,0 +1,134 @@
+"""Affine maps: rotation, scale and mirroring as one matrix, and one resampling by it.
+
+The published code rotates by up to 5 degrees and scales by 0.9 to 1.1 on copies made before the
+split (validation saw rotated training cases) and turns image and label in different planes. Here
+image and masks go by one map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+Seed = tuple[int, int, int]
+Array = npt.NDArray[np.floating]
+
+PAPER_ROTATION_DEGREES = 5.0
+PAPER_SCALE = (0.9, 1.1)
+
+# nnunetv2 2.8.1, nnUNetTrainer.get_training_transforms.
+ROTATION_PROBABILITY, SCALE_PROBABILITY, MIRROR_PROBABILITY = 0.2, 0.2, 0.5
+ROTATION_DEGREES, IN_PLANE_ROTATION_DEGREES = 30.0, 180.0
+SCALE = (0.7, 1.4)
+ANISOTROPY = 3.0
+
+
+def paper_map(shape: Sequence[int], seed: Seed) -> Array:
+    """Map of one sample as the paper has it, (3, 4) float32, in `affine_grid`'s convention.
+
+    Rotation about each axis and one scale for all, in voxels of the grid, about its centre.
+
+    Args:
+        shape: D, H, W.
+        seed: what the sample's map depends on, and nothing else.
+    """
+    generator = np.random.Generator(np.random.PCG64(list(seed)))
+    angles = generator.uniform(-PAPER_ROTATION_DEGREES, PAPER_ROTATION_DEGREES, 3)
+    scale = generator.uniform(*PAPER_SCALE)
+    return _normalised(_rotation(angles) / scale, np.asarray(shape, dtype=np.float64))
+
+
+def strong_map(
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    mirror_axes: Sequence[int],
+    generator: np.random.Generator,
+) -> Array | None:
+    """Map of one sample as nnU-Net has it, (3, 4) float32; None where nothing was drawn.
+
+    Turns and scales are in millimetres, so that a turn on anisotropic voxels does not shear. Where
+    one axis is more than three times coarser than the others, turns (up to 180 degrees then) and
+    scales stay within its planes, as nnU-Net's do: interpolating across them would blur.
+
+    Args:
+        shape: D, H, W.
+        spacing_mm: size of a voxel along D, H, W.
+        mirror_axes: axes (0 to 2 for D, H, W) that may be mirrored, each with probability 1/2.
+    """
+    # Everything is drawn always, so that no draw decides where another one lies in the stream.
+    turned, scaled = generator.random(2) < (ROTATION_PROBABILITY, SCALE_PROBABILITY)
+    angles = generator.uniform(-1, 1, 3)
+    scale = generator.uniform(*SCALE)
+    mirrored = generator.random(3) < MIRROR_PROBABILITY
+    mirrored[[axis for axis in range(3) if axis not in mirror_axes]] = False
+    if not (turned or scaled or mirrored.any()):
+        return None
+
+    coarse = coarse_axis(spacing_mm)
+    scales = np.full(3, scale if scaled else 1.0)
+    angles *= (ROTATION_DEGREES if coarse is None else IN_PLANE_ROTATION_DEGREES) * turned
+    if coarse is not None:
+        scales[coarse] = 1.0
+        angles[[axis for axis in range(3) if axis != coarse]] = 0.0
+    # From here on x, y, z = W, H, D. What lies at a place in the result is fetched from
+    # rotation @ scale @ mirror of that place.
+    matrix = _rotation(angles[::-1]) * (scales * np.where(mirrored, -1.0, 1.0))[::-1]
+    return _normalised(matrix, np.asarray(shape) * np.asarray(spacing_mm))
+
+
+def coarse_axis(spacing_mm: Sequence[float]) -> int | None:
+    """The axis that is more than three times coarser than both others, if there is one."""
+    *_, second, coarsest = sorted(spacing_mm)
+    return list(spacing_mm).index(coarsest) if coarsest / second > ANISOTROPY else None
+
+
+def resample(
+    image: torch.Tensor, target: torch.Tensor, maps: Sequence[Array]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and masks of a batch by one map a sample, each value interpolated once, linearly.
+
+    Args:
+        image: (B, C, D, H, W), any float dtype; edges are continued outwards.
+        target: (B, R, D, H, W) of 0 and 1; outside is 0.
+        maps: B maps, each (3, 4) float32.
+
+    Returns:
+        Image and target, both as float32, target of 0 and 1.
+    """
+    theta = torch.from_numpy(np.stack(maps))
+    grid = F.affine_grid(
+        theta.to(image.device), [len(maps), 1, *image.shape[2:]], align_corners=False
+    )
+    moved = F.grid_sample(
+        image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
+    masks = F.grid_sample(
+        target.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return moved, (masks > 0.5).float()
+
+
+def _rotation(angles_degrees: Array) -> Array:
+    rotation = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(angles_degrees)):
+        i, j = [k for k in range(3) if k != axis]
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        rotation = rotation @ turn
+    return rotation
+
+
+def _normalised(matrix: Array, extents: Array) -> Array:
+    """A matrix on (x, y, z) as `affine_grid` takes it; `extents` of the volume along D, H, W."""
+    # affine_grid's coordinates run from -1 to 1 along every axis: a turn must be carried over by
+    # the half sizes.
+    half = extents[::-1] / 2
+    theta = np.zeros((3, 4), dtype=np.float32)
+    theta[:, :3] = matrix * half[None, :] / half[:, None]
+    return theta

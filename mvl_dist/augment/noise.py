@@ -1,0 +1,58 @@
+"""Gaussian noise that is the same field on every device and in every batch.
+
+torch's own generators give other numbers on a GPU than on a CPU. Here every voxel's number follows
+from its index and the sample's key alone, through Philox4x32-10 (Salmon et al., Parallel random
+numbers: as easy as 1, 2, 3, SC 2011) and Box and Muller's transform. Bits are equal everywhere;
+logarithm and cosine differ between devices in the last digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Four random words of 32 bits for every counter, as int64 tensors.
+
+    Args:
+        counter: four int64 tensors of words, the least significant first.
+        key: two words.
+    """
+    a, b, c, d = counter
+    for turn in range(10):
+        first, second = ((k + turn * w) & _LOW for k, w in zip(key, _WEYL, strict=True))
+        # A product wraps in int64; its 64 bits are right all the same.
+        left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b, c, d = (
+            ((right >> 32) & _LOW) ^ b ^ first,
+            right & _LOW,
+            ((left >> 32) & _LOW) ^ d ^ second,
+            left & _LOW,
+        )
+    return a, b, c, d
+
+
+def normal_field(shape: Sequence[int], key: tuple[int, int], device: torch.device) -> Tensor:
+    """Independent standard normal values, float32.
+
+    Args:
+        key: two words of 32 bits; another key gives another field.
+    """
+    size = math.prod(shape)
+    index = torch.arange(-(-size // 4), dtype=torch.int64, device=device)
+    words = philox((index & _LOW, index >> 32, *(torch.zeros_like(index),) * 2), key)
+    # The 24 bits that float32 holds, in the middle of their steps: never 0, whose logarithm is not.
+    a, b, c, d = (((word >> 8).float() + 0.5) / 2**24 for word in words)
+    values = []
+    for radius, turn in ((a, b), (c, d)):
+        length, angle = torch.sqrt(-2 * torch.log(radius)), 2 * math.pi * turn
+        values += [length * torch.cos(angle), length * torch.sin(angle)]
+    return torch.stack(values, dim=1).flatten()[:size].reshape(tuple(shape))

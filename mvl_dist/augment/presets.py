@@ -1,0 +1,147 @@
+"""What `--augmentation` names: functions of a batch, and with which probability each step acts.
+
+A new transform of values is a function in intensity.py and a line in STRONG.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvl_dist.augment import intensity
+from mvl_dist.augment.affine import Seed, coarse_axis, paper_map, resample, strong_map
+from mvl_dist.tasks import AXES, Task
+
+Transform = Callable[[Tensor, np.random.Generator, int | None], None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A transform of values and the probability that it is applied to a sample."""
+
+    probability: float
+    transform: Transform
+
+
+# nnunetv2 2.8.1, nnUNetTrainer.get_training_transforms, in its order.
+STRONG = (
+    Step(0.1, intensity.gaussian_noise),
+    Step(0.2, intensity.gaussian_blur),
+    Step(0.15, intensity.brightness),
+    Step(0.15, intensity.contrast),
+    Step(0.25, intensity.low_resolution),
+    Step(0.1, intensity.inverted_gamma),
+    Step(0.3, intensity.gamma),
+)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What of a task decides how far its samples may be changed.
+
+    Attributes:
+        spacing_mm: size of the samples' voxels along D, H, W.
+        mirror_axes: axes that may be mirrored, 0 to 2 for D, H, W.
+        keeps_background: voxels at the lowest value of every channel (MRI's stripped background)
+            stay as they are, as nnU-Net's outside of the mask does.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    mirror_axes: tuple[int, ...] = ()
+    keeps_background: bool = False
+
+    @classmethod
+    def of(cls, task: Task, spacing_mm: tuple[float, float, float]) -> Anatomy:
+        """A task's, on voxels of this size."""
+        axes = tuple(AXES.index(axis) for axis in task.mirror_axes)
+        return cls(spacing_mm, axes, keeps_background=task.intensity == "mri")
+
+
+def paper(
+    image: Tensor, target: Tensor, seeds: Sequence[Seed], anatomy: Anatomy
+) -> tuple[Tensor, Tensor]:
+    """The paper's: rotation by up to 5 degrees and scaling by 0.9 to 1.1, in voxels of the grid.
+
+    Args:
+        image: (B, C, D, H, W), any float dtype.
+        target: (B, R, D, H, W) of 0 and 1.
+        seeds: (seed, epoch, position in the epoch's order) of each sample: what it depends on.
+
+    Returns:
+        Image as float32 and target as float32 of 0 and 1.
+    """
+    return resample(image, target, [paper_map(image.shape[2:], seed) for seed in seeds])
+
+
+def strong(
+    image: Tensor,
+    target: Tensor,
+    seeds: Sequence[Seed],
+    anatomy: Anatomy,
+    steps: Sequence[Step] = STRONG,
+) -> tuple[Tensor, Tensor]:
+    """nnU-Net's default set, mirrored only where the task's anatomy allows.
+
+    Rotation, scale and mirroring are one resampling; samples for which none was drawn are not
+    resampled. Arguments and results as for `paper`.
+    """
+    # Copies, so that the caller's batch stays whole.
+    image, target = image.to(torch.float32, copy=True), target.to(torch.float32, copy=True)
+    shape, spacing_mm = image.shape[2:], anatomy.spacing_mm
+    drawn = [
+        strong_map(shape, spacing_mm, anatomy.mirror_axes, _generator(seed, "affine"))
+        for seed in seeds
+    ]
+    maps = {index: found for index, found in enumerate(drawn) if found is not None}
+    if maps:
+        moving = list(maps)
+        moved = resample(image[moving], target[moving], list(maps.values()))
+        image[moving], target[moving] = moved
+    for sample, seed in zip(image, seeds, strict=True):
+        _change_values(sample, seed, anatomy, steps)
+    return image, target
+
+
+def _change_values(image: Tensor, seed: Seed, anatomy: Anatomy, steps: Sequence[Step]) -> None:
+    """Apply the steps that are drawn for a sample to its (C, D, H, W), in place."""
+    chosen = []
+    for step in steps:
+        generator = _generator(seed, step.transform.__name__)
+        if generator.random() < step.probability:
+            chosen.append((step.transform, generator))
+    if not chosen:
+        return
+    background, lowest = _background(image)
+    for transform, generator in chosen:
+        transform(image, generator, coarse_axis(anatomy.spacing_mm))
+    if anatomy.keeps_background:
+        torch.where(background, lowest, image, out=image)
+
+
+def _background(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Where every channel has its lowest value, (1, D, H, W) bool, and these, (C, 1, 1, 1)."""
+    lowest, highest = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    # A resampled constant is off by rounding.
+    reach = 1e-4 * (highest - lowest)
+    return (image <= lowest + reach).all(0, keepdim=True), lowest
+
+
+def _generator(seed: Seed, name: str) -> np.random.Generator:
+    """Random numbers of one sample for one step: a step more or less leaves the others alone."""
+    return np.random.Generator(np.random.PCG64([*seed, zlib.crc32(name.encode())]))
+
+
+def none(
+    image: Tensor, target: Tensor, seeds: Sequence[Seed], anatomy: Anatomy
+) -> tuple[Tensor, Tensor]:
+    """The batch as it is."""
+    return image, target
+
+
+Preset = Callable[[Tensor, Tensor, Sequence[Seed], Anatomy], tuple[Tensor, Tensor]]
+PRESETS: Mapping[str, Preset] = {"paper": paper, "strong": strong, "none": none}
