@@ -46,14 +46,21 @@ def random_affine(shape: Sequence[int], seed: Sequence[int]) -> np.ndarray:
 
 
 def augment(
-    image: torch.Tensor, target: torch.Tensor, seed: int, epoch: int, positions: Sequence[int]
+    image: torch.Tensor,
+    target: torch.Tensor,
+    seed: int,
+    epoch: int,
+    positions: Sequence[int],
+    beyond: str = "zeros",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate and scale a batch; each sample's map depends on (seed, epoch, position) alone.
 
     Args:
         image: (B, C, D, H, W), any float dtype; edges are continued outwards.
-        target: (B, R, D, H, W) of 0 and 1; outside is 0.
+        target: (B, R, D, H, W) of 0 and 1.
         positions: B positions in the epoch's order.
+        beyond: what the target is outside: `zeros` (a whole scan ends there), or `border`, its own
+            edge continued as the image's is (a crop does not).
 
     Returns:
         Image as float32 and target as float32 of 0 and 1.
@@ -65,6 +72,6 @@ def augment(
         image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
     masks = F.grid_sample(
-        target.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        target.float(), grid, mode="bilinear", padding_mode=beyond, align_corners=False
     )
     return moved, (masks > 0.5).float()

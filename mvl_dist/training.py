@@ -91,13 +91,13 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     counts = parameter_report(model)
     donor_names = donor_parameter_names(model)
     reads = MODELS[config.model.name].reads
-    name = identity(config, reads, plan.manifest.checksum, donor_checksum)
+    name = identity(config, reads, plan.data_checksum, donor_checksum)
     folder = runs.run_folder(config, name)
 
     tracker: AnyTracker = NullTracker()
     if accelerator.is_main_process:
         _make_folder(folder, keep=config.resume)
-        about = {"data_checksum": plan.manifest.checksum, "donor_checksum": donor_checksum}
+        about = {"data_checksum": plan.data_checksum, "donor_checksum": donor_checksum}
         if config.resume_from:
             step = take_up(config.resume_from, folder, config, reads)
             if step:
@@ -199,7 +199,8 @@ def _describe(
             "fold": split.fold,
             "fraction": split.fraction,
             "identity": folder.name.rsplit("-", 1)[-1],
-            "data_checksum": plan.manifest.checksum,
+            "data_checksum": plan.data_checksum,
+            "store_checksum": plan.manifest.checksum,
             "resumed_from": str(config.resume_from or ""),
             **running,
             "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
