@@ -49,7 +49,7 @@ class ModelInputd(MapTransform):
             values = np.asarray(scan, dtype=np.float32)[: self.channels].transpose(0, 3, 2, 1)
             if len(values) != self.channels or not np.isfinite(values).all():
                 raise ValueError(f"{key}: takes {self.channels} channels, all of them finite")
-            own_mm = [float(mm) for mm in scan.pixdim[::-1]]
+            own_mm = scan.pixdim.tolist()[::-1]
             d, h, w = self.grid or shape_at(values.shape[1:], own_mm, self.spacing_mm)
             image = resample_image(
                 normalise(np.ascontiguousarray(values), self.normalisation), (d, h, w)

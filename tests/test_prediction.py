@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from mvl_dist.data import ARRAYS_OF
 from mvl_dist.evaluation import Prediction, evaluate_cases
 from mvl_dist.inputs import Case
 from mvl_dist.plan import Plan
@@ -46,8 +47,10 @@ def scan_of(path: Path, recipe: Recipe) -> Scan:
         (TUMOUR, {"target": "labels", "activation": "softmax"}),
         (TUMOUR, {"target": "binary", "channels": "first"}),
         (LESION, {"target": "labels"}),  # CT: by the training cases' statistics
+        (TUMOUR, {"target": "labels", "activation": "softmax", "resolution": "spaced"}),
+        (LESION, {"target": "labels", "resolution": "spaced", "overlap": 0.25}),
     ],
-    ids=["regions", "softmax", "first channel", "ct"],
+    ids=["regions", "softmax", "first channel", "ct", "windows softmax", "windows ct"],
 )
 def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
     phantom_root: Path, phantom_store: Path, tmp_path: Path, task: str, changes: dict[str, object]
@@ -58,7 +61,8 @@ def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
     for case in plan.split.test:
         expected = masks_from_store(from_store, plan, case)
         scan = scan_of(phantom_root / task / "imagesTr" / f"{case}.nii.gz", recipe)
-        stored = read_array(phantom_store, plan.manifest.task.name, case, "image")
+        array = ARRAYS_OF[recipe.config.data.resolution][0]
+        stored = read_array(phantom_store, plan.manifest.task.name, case, array)
         given = model_input(scan.image, scan.spacing_mm, recipe).numpy()
         np.testing.assert_array_equal(given, stored[: len(recipe.modalities)])
         result = predict(scan.image, scan.spacing_mm, recipe, [model])
