@@ -64,6 +64,7 @@ def study(donor: Path, pairs: list[tuple[str, str]], **data: object) -> dict[str
                 "tasks": [task],
             }
             for target, task in TARGETS.items()
+            if target in {its for _, its in pairs}
         },
     }
 
