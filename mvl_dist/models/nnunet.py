@@ -7,8 +7,9 @@ to at most 320; instance norm, leaky ReLU, deep supervision at all but the two c
 
 What differs from the nnunetv2 package (`mvl nnunet` runs that one): unless the run says
 `--resolution spaced`, the network sees the whole scan at the store's grid, not a patch at the
-task's spacing. The grid is fixed, so an axis of odd length is not halved any more where nnU-Net would pad its patch.
-Coarse outputs are brought up to the full grid for the loss, which is how DynUNet gives them.
+task's spacing. The grid is fixed, so an axis of odd length is not halved any more where nnU-Net
+would pad its patch. Coarse outputs are brought up to the full grid for the loss, which is how
+DynUNet gives them.
 """
 
 from __future__ import annotations
