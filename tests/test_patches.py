@@ -141,6 +141,9 @@ def test_crops_are_the_same_at_any_number_of_ranks_and_workers_and_after_a_resum
     for one, other in zip(resumed, whole[2:], strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(whole[0], epoch(1, number=5)[0])
+    # A case that comes at one position in two epochs gives two crops.
+    one, other = (dataset[Item(0, 0, number)]["image"] for number in (0, 1))
+    assert not torch.equal(one, other)
 
 
 def test_every_case_gives_as_many_crops_an_epoch_as_asked(
