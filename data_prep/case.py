@@ -16,11 +16,10 @@ from data_prep.foreground import sample_foreground
 from data_prep.intensity import Histogram, channel_statistics, hu_histogram
 from data_prep.nifti import Scan, read_scan
 from data_prep.source import Pair
-from data_prep.spacing import shape_at
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
 from mvl_dist.intensity import Scale, scale_of
-from mvl_dist.resample import image_resampler, resample_label
+from mvl_dist.resample import image_resampler, resample_label, shape_at
 from mvl_dist.store import (
     SEAL,
     CaseArrays,

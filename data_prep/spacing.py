@@ -57,12 +57,3 @@ def task_spacing(geometries: Sequence[Geometry]) -> Spacing:
         target[worst] = tenth if tenth >= coarser else coarser + 1e-5
     d, h, w = (float(value) for value in target)
     return d, h, w
-
-
-def shape_at(shape: Shape3D, spacing_mm: Spacing, target_mm: Spacing) -> Shape3D:
-    """Voxels along D, H, W of a scan at another spacing; at least one an axis."""
-    d, h, w = (
-        max(1, round(size * old / new))
-        for size, old, new in zip(shape, spacing_mm, target_mm, strict=True)
-    )
-    return d, h, w

@@ -110,7 +110,7 @@ def inference(recipe: Recipe) -> dict[str, Any]:
                     "_target_": f"{ours}.ModelInputd",
                     "keys": "image",
                     "normalisation": dict(recipe.normalisation),
-                    "grid": list(recipe.config.data.grid),
+                    **_target(recipe),
                     "channels": len(recipe.modalities),
                 },
             ],
@@ -120,7 +120,7 @@ def inference(recipe: Recipe) -> dict[str, Any]:
             "data": "$[{'image': path} for path in @datalist]",
             "transform": "@preprocessing",
         },
-        "inferer": {"_target_": "SimpleInferer"},
+        "inferer": _inferer(recipe),
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -155,6 +155,28 @@ def inference(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _target(recipe: Recipe) -> dict[str, Any]:
+    """What a scan is resampled to, as an argument of `ModelInputd`."""
+    if recipe.config.data.resolution == "grid":
+        return {"grid": list(recipe.config.data.grid)}
+    return {"spacing_mm": list(recipe.spacing_mm)}
+
+
+def _inferer(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.config.data
+    if data.resolution == "grid":
+        return {"_target_": "SimpleInferer"}
+    return {
+        "_target_": "SlidingWindowInferer",
+        "roi_size": list(data.grid),
+        "sw_batch_size": 1,  # as the network was exported
+        "overlap": data.overlap,
+        "mode": "gaussian",
+        "sw_device": "@device",
+        "device": "cpu",
+    }
+
+
 def metadata(found: Path, recipe: Recipe) -> dict[str, Any]:
     """configs/metadata.json."""
     import monai
@@ -183,7 +205,7 @@ def metadata(found: Path, recipe: Recipe) -> dict[str, Any]:
             "spatial_shape": list(config.data.grid),
             "dtype": "float32",
             "value_range": [],
-            "is_patch_data": False,
+            "is_patch_data": config.data.resolution == "spaced",
             "channel_def": {str(number): name for number, name in enumerate(names)},
         }
 
@@ -201,7 +223,7 @@ def metadata(found: Path, recipe: Recipe) -> dict[str, Any]:
         "name": f"{config.model.name} on {task.name}",
         "task": f"Segmentation of {', '.join(region.name for region in recipe.regions)}",
         "description": f"{config.model.name}, fold {config.data.fold}, trained on {task.name}; "
-        "takes a whole scan, resampled to one grid",
+        f"takes {_input_in_words(recipe)}",
         "authors": "see docs/README.md",
         "copyright": "see docs/README.md",
         "data_source": task.source,
@@ -219,6 +241,13 @@ def metadata(found: Path, recipe: Recipe) -> dict[str, Any]:
             "outputs": {"pred": tensor(outputs, "segmentation")},
         },
     }
+
+
+def _input_in_words(recipe: Recipe) -> str:
+    if recipe.config.data.resolution == "grid":
+        return "a whole scan, resampled to one grid"
+    spacing = " x ".join(f"{mm:g}" for mm in recipe.spacing_mm)
+    return f"windows of a scan, resampled to {spacing} mm (D, H, W)"
 
 
 def _readme(recipe: Recipe) -> str:

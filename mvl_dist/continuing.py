@@ -29,9 +29,14 @@ MAY_CHANGE = (
     "data.fraction",
     "data.augmentation",
     "data.leave_out",
+    "data.foreground",
+    "data.patches_per_case",
 )
 # A position within an epoch, and the best Dice so far, hold for these settings alone.
-DECIDE_BATCHES = ("optim.batch_size", "optim.seed", "data.fraction", "data.leave_out")
+DECIDE_BATCHES = (
+    *("optim.batch_size", "optim.seed"),
+    *("data.fraction", "data.leave_out", "data.patches_per_case"),
+)
 
 
 def differences(
@@ -102,7 +107,8 @@ def take_up(source: Path, folder: Path, config: RunConfig, reads: Collection[str
     if refused:
         raise UserError(
             f"--resume-from {source}: differs in {told(refused)}; only settings of optim, "
-            "--dropout, --fraction, --augmentation and --leave-out may change"
+            "--dropout, --fraction, --augmentation, --leave-out, --foreground and "
+            "--patches-per-case may change"
         )
     position = about["position"] | {"finished": False}
     if position["epoch"] >= config.optim.epochs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,16 @@ from mvl_dist.store import Manifest, regions_of
 from mvl_dist.tasks import Region
 
 Batch = dict[str, Any]
+# Image and label of a case by DataConfig.resolution.
+ARRAYS_OF = {"grid": ("image", "label"), "spaced": ("image_spaced", "label_spaced")}
+
+
+class Item(NamedTuple):
+    """What a dataset is asked for: a case, for a place in an epoch's order."""
+
+    case: int
+    position: int = 0
+    epoch: int = 0
 
 
 def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor:
@@ -31,39 +41,49 @@ def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor
     return torch.from_numpy(masks.view(np.uint8))
 
 
-def load_image(reader: CaseReader, case: str, channels: str) -> torch.Tensor:
-    """Image of a case as the model sees it, (C, D, H, W) float16; `channels`: first or all."""
-    image = reader.array(case, "image")
+def load_image(
+    reader: CaseReader, case: str, channels: str, resolution: str = "grid"
+) -> torch.Tensor:
+    """Image of a case, (C, D, H, W) float16.
+
+    Args:
+        channels, resolution: as in `DataConfig`.
+    """
+    image = reader.array(case, ARRAYS_OF[resolution][0])
     return torch.from_numpy(np.ascontiguousarray(image[:1] if channels == "first" else image))
 
 
 class CaseDataset(Dataset[Batch]):
-    """Cases of a task at the store's grid.
+    """Whole cases of a task, at the store's grid or at the task's spacing.
 
-    An item is asked for as (case index, position in the epoch) and holds `image` (C, D, H, W)
-    float16, `target` (R, D, H, W) uint8, `case` and `position`.
+    An item holds `image` (C, D, H, W) float16, `target` (R, D, H, W) uint8, `case` and `position`.
     """
 
     def __init__(
-        self, store: Path, manifest: Manifest, cases: Sequence[str], channels: str, target: str
+        self,
+        store: Path,
+        manifest: Manifest,
+        cases: Sequence[str],
+        channels: str,
+        target: str,
+        resolution: str = "grid",
     ) -> None:
         self.reader = CaseReader(store, manifest.task.name)
         self.cases = tuple(cases)
-        self.channels = channels
+        self.channels, self.resolution = channels, resolution
         self.regions = tuple(regions_of(manifest.task, target))
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
-        index, position = item
-        case = self.cases[index]
-        label = torch.from_numpy(self.reader.array(case, "label"))
+    def __getitem__(self, item: Item) -> Batch:
+        case = self.cases[item.case]
+        label = torch.from_numpy(self.reader.array(case, ARRAYS_OF[self.resolution][1]))
         return {
-            "image": load_image(self.reader, case, self.channels),
+            "image": load_image(self.reader, case, self.channels, self.resolution),
             "target": region_masks(label, self.regions),
             "case": case,
-            "position": position,
+            "position": item.position,
         }
 
 
@@ -79,8 +99,8 @@ def epoch_order(num_cases: int, batch_size: int, seed: int, epoch: int) -> list[
     return [int(index) for index in np.resize(order, length)]
 
 
-class RankBatches(Sampler[list[tuple[int, int]]]):
-    """This rank's slice of every global batch of an epoch, as (case index, position) pairs."""
+class RankBatches(Sampler[list[Item]]):
+    """This rank's slice of every global batch of an epoch."""
 
     def __init__(
         self, num_cases: int, batch_size: int, rank: int, world_size: int, seed: int
@@ -105,8 +125,8 @@ class RankBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.batches_per_epoch - self.first_batch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         order = epoch_order(self.num_cases, self.batch_size, self.seed, self.epoch)
         for batch in range(self.first_batch, self.batches_per_epoch):
             start = batch * self.batch_size + self.rank * self.micro_batch
-            yield [(order[i], i) for i in range(start, start + self.micro_batch)]
+            yield [Item(order[i], i, self.epoch) for i in range(start, start + self.micro_batch)]

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import Dataset, default_collate
 
-from mvl_dist.data import Batch, CaseDataset, RankBatches, region_masks
+from mvl_dist.data import Batch, CaseDataset, Item, RankBatches, region_masks
 from mvl_dist.errors import UserError
 from mvl_dist.loading import BatchLoader
 from mvl_dist.store import Manifest, read_array, read_manifest, task_names
@@ -127,7 +127,7 @@ def measure(store: Path, manifest: Manifest, workers: int) -> DataSpeed:
         decodes.append(arrays_s - warm_s)
         masks.append(masks_s)
         sizes.append(size)
-    samples = [dataset[index % len(cases), index] for index in range(BATCH)]
+    samples = [dataset[Item(index % len(cases), index)] for index in range(BATCH)]
     batchings = [_timed(partial(default_collate, samples))[0] for _ in range(ROUNDS)]
     first_s, rate = _loader_speed(dataset, workers)
     return DataSpeed(
@@ -174,6 +174,5 @@ class _Repeated(Dataset[Batch]):
     def __init__(self, dataset: CaseDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
-        index, position = item
-        return self.dataset[index % len(self.dataset), position]
+    def __getitem__(self, item: Item) -> Batch:
+        return self.dataset[item._replace(case=item.case % len(self.dataset))]

@@ -221,11 +221,6 @@ def sums_and_largest(values: Tensor, own: float) -> tuple[list[float], float]:
     return reduced[: len(values)], max(reduced[len(values) :])
 
 
-def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
-    """This rank's part of a list: every item falls to exactly one rank."""
-    return list(items[rank::world_size])
-
-
 def close() -> None:
     """Leave the process group, so that the launcher sees a clean end."""
     import torch.distributed as dist

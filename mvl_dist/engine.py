@@ -17,21 +17,23 @@ from accelerate import Accelerator
 from mvl_dist import checkpoint
 from mvl_dist.augment import PRESETS, Anatomy
 from mvl_dist.checkpoint import Position
-from mvl_dist.config import OptimConfig
-from mvl_dist.data import Batch, CaseDataset, RankBatches
+from mvl_dist.config import OptimConfig, Shape3D
+from mvl_dist.data import Batch, CaseDataset, Item, RankBatches
 from mvl_dist.distributed import (
     StopRequest,
     gather_objects,
     progress_bar,
-    share,
     sums_and_largest,
 )
 from mvl_dist.errors import UserError
+from mvl_dist.evaluation import share_by_size
+from mvl_dist.inference import forward_calls, volume_logits
 from mvl_dist.labelling import region_logits
 from mvl_dist.loading import BatchLoader, timed
 from mvl_dist.losses import region_dice, training_loss
 from mvl_dist.metrics import metric_name
-from mvl_dist.plan import Plan
+from mvl_dist.patches import PatchDataset
+from mvl_dist.plan import Plan, data_checksum
 from mvl_dist.store import read_manifest
 from mvl_dist.tracking import AnyTracker
 from mvl_dist.watchdog import Watchdog
@@ -126,23 +128,36 @@ class Trainer:
         self.device = engine.device
         self.dtype = getattr(torch, dtype_name(engine))
         data = plan.config.data
+        training = self._training_cases()
         self.batches = RankBatches(
-            len(plan.split.train),
+            len(training),
             self.optim.batch_size,
             self.rank,
             self.world_size,
             self.optim.seed,
         )
-        self.loader = BatchLoader(self._cases(plan.split.train), self.batches, data.workers)
+        self.loader = BatchLoader(training, self.batches, data.workers)
         self.validation = self._cases(plan.split.validation)
         self.augment = PRESETS[data.augmentation]
-        self.anatomy = Anatomy.of(plan.manifest.task, plan.spacing_mm)
+        self.anatomy = Anatomy.of(
+            plan.manifest.task, plan.spacing_mm, continues=data.resolution == "spaced"
+        )
         self.steps_per_epoch = self.batches.batches_per_epoch
         self.watchdog = Watchdog(self.rank, self.world_size)
 
     def _cases(self, cases: Sequence[str]) -> CaseDataset:
         data = self.plan.config.data
-        return CaseDataset(data.store, self.plan.manifest, cases, data.channels, data.target)
+        return CaseDataset(
+            data.store, self.plan.manifest, cases, data.channels, data.target, data.resolution
+        )
+
+    def _training_cases(self) -> CaseDataset | PatchDataset:
+        plan, optim = self.plan, self.optim
+        if plan.config.data.resolution == "grid":
+            return self._cases(plan.split.train)
+        return PatchDataset(
+            plan.manifest, plan.split.train, plan.config.data, optim.batch_size, optim.seed
+        )
 
     # ------------------------------------------------------------------------------ training
 
@@ -272,27 +287,46 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and Dice over the validation cases at the store's grid, each once (all ranks)."""
+        """Loss and Dice over the whole validation cases, each once (all ranks).
+
+        At the store's grid, or at the task's spacing where the model sees crops.
+        """
         self.engine.eval()
-        mine = share(range(len(self.validation)), self.rank, self.world_size)
-        # ZeRO-3 gathers weights in every forward: all ranks must call it equally often.
-        rounds = -(-len(self.validation) // self.world_size)
+        recipe = self.plan.recipe
+        calls = {
+            index: forward_calls(self._shape(case), recipe)
+            for index, case in enumerate(self.validation.cases)
+        }
+        ranks = range(self.world_size)
+        shares = [share_by_size(list(calls), calls, rank, self.world_size) for rank in ranks]
         rows: list[tuple[float, list[float]]] = []
-        for turn in range(rounds):
-            self.watchdog.advance("validation")
-            item = self.validation[(mine[turn] if turn < len(mine) else 0, 0)]
-            logits = self.engine(item["image"][None].to(self.device, self.dtype))
-            if turn < len(mine):
-                target = item["target"][None].to(self.device)
-                loss = float(training_loss(logits, target, self.activation))
-                dice = region_dice(region_logits(logits, self.activation), target)
-                rows.append((loss, dice[0].tolist()))
+        for index in shares[self.rank]:
+            item = self.validation[Item(index)]
+            logits = volume_logits(self._forward, item["image"], recipe, self.device, self.dtype)
+            target = item["target"][None].to(logits.device)
+            loss = float(training_loss(logits, target, self.activation))
+            dice = region_dice(region_logits(logits, self.activation), target)
+            rows.append((loss, dice[0].tolist()))
+        # ZeRO-3 gathers weights in every forward: all ranks must call it equally often.
+        totals = [sum(calls[index] for index in part) for part in shares]
+        nothing = torch.zeros(1, len(recipe.modalities), *recipe.config.data.grid)
+        for _ in range(max(totals) - totals[self.rank]):
+            self._forward(nothing.to(self.device, self.dtype))
         rows = gather_objects(rows)
         values = {"val_loss": _mean([loss for loss, _ in rows])}
         for index, region in enumerate(self.plan.regions):
             values[f"val_dice/{metric_name(region.name)}"] = _mean([d[index] for _, d in rows])
         values["val_dice"] = _mean([_mean(dice) for _, dice in rows])
         return values
+
+    def _forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.watchdog.advance("validation")
+        logits: torch.Tensor = self.engine(image)
+        return logits
+
+    def _shape(self, case: str) -> Shape3D:
+        """D, H, W of what the model is asked for in validation."""
+        return self.plan.manifest.cases[case].spaced_shape or self.plan.config.data.grid
 
     def _validate_and_save(self, position: Position) -> Position:
         self._check_store()
@@ -324,8 +358,8 @@ class Trainer:
         Raises:
             UserError: the store holds other data than the run began with.
         """
-        data, before = self.plan.config.data, self.plan.manifest.checksum
-        now = read_manifest(data.store, data.task).checksum
+        data, before = self.plan.config.data, self.plan.data_checksum
+        now = data_checksum(read_manifest(data.store, data.task), data)
         if now != before:
             raise UserError(
                 f"{data.store}/{data.task} was replaced while this run was training (checksum "

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mvl_dist.config import RunConfig, to_plain
 from mvl_dist.errors import UserError
-from mvl_dist.labelling import mean_probability
+from mvl_dist.inference import Ensemble
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.plan import Plan
 from mvl_dist.runs import about_run, load_trained
-
-
-class Ensemble(torch.nn.Module):
-    """Several sets of weights of one network, which holds its frozen donor only once."""
-
-    def __init__(
-        self, model: torch.nn.Module, members: Sequence[Mapping[str, Tensor]], activation: str
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.members = members
-        self.activation = activation
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of the mean probability of all members: (B, C, D, H, W)."""
-        answers = []
-        for weights in self.members:
-            self.model.load_state_dict(weights, strict=False)
-            answers.append(self.model(image).float())
-        return mean_probability(answers, self.activation)
 
 
 def load_ensemble(folders: Sequence[Path], store: Path | None = None) -> tuple[Plan, Ensemble]:

@@ -14,12 +14,14 @@ import numpy.typing as npt
 import torch
 
 from mvl_dist.data import load_image, region_masks
+from mvl_dist.inference import model_logits
 from mvl_dist.labelling import region_logits
 from mvl_dist.metrics import CONVENTIONS, Summary, case_metrics, metric_name, summarise
 from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan
 from mvl_dist.postprocess import Gain, largest_component
 from mvl_dist.regions import ScoredRegion, pairs_to_score, scored_regions
+from mvl_dist.resample import resample_label
 
 METRICS = (
     *("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity"),
@@ -65,17 +67,26 @@ class Answer:
 
 @torch.no_grad()
 def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> Answer:
-    """Predict one case and bring its logits back to the scan's own grid before the threshold."""
-    weight = next(model.parameters())
-    image = load_image(plan.reader, case, plan.config.data.channels)
-    logits = model(image[None].to(weight.device, weight.dtype)).float()
+    """Predict one case and bring its logits back to the scan's own grid before the threshold.
+
+    A model of crops answers at the task's spacing; its masks come from the scan's own grid to the
+    store's as `label` did, each keeping its volume.
+    """
+    data, activation = plan.config.data, plan.config.model.activation
+    image = load_image(plan.reader, case, data.channels, data.resolution)
+    logits = model_logits(model, image, plan.recipe)
     native_label = plan.reader.array(case, "label_native")
-    native = to_native(logits[0], native_label.shape)[None]
-    activation = plan.config.model.activation
+    native_logits = to_native(logits[0], native_label.shape)[None]
+    native = (region_logits(native_logits, activation)[0] > 0).cpu().numpy()
+    if data.resolution == "grid":
+        grid = (region_logits(logits, activation)[0] > 0).cpu().numpy()
+    else:
+        grid_shape = plan.manifest.grid
+        grid = np.stack([resample_label(m.view(np.uint8), grid_shape) > 0 for m in native])
     return Answer(
-        native=(region_logits(native, activation)[0] > 0).cpu().numpy(),
+        native=native,
         native_label=native_label,
-        grid=(region_logits(logits, activation)[0] > 0).cpu().numpy(),
+        grid=grid,
         grid_label=plan.reader.array(case, "label"),
     )
 

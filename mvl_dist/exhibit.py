@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from mvl_dist.activations import activation_maps, has_maps
-from mvl_dist.data import load_image, region_masks
+from mvl_dist.data import ARRAYS_OF, load_image, region_masks
 from mvl_dist.evaluation import Prediction
+from mvl_dist.inference import model_logits
+from mvl_dist.patches import crop_around_reference
 from mvl_dist.plan import Plan
 from mvl_dist.showcase import (
     BINS,
@@ -40,7 +42,8 @@ class Exhibit:
 
     Attributes:
         calibration: region -> where (`all`, `box`) -> (bins, 3), see `reliability`.
-        forward_seconds: of one forward pass at batch 1, the copy to the device included.
+        forward_seconds: of the whole case's prediction (one forward pass at batch 1, or a sliding
+            window), copies to the device included.
     """
 
     case: str
@@ -52,15 +55,15 @@ class Exhibit:
 
 @torch.no_grad()
 def of_case(model: torch.nn.Module, plan: Plan, prediction: Prediction) -> Exhibit:
-    """A case's masks packed, and the model's probabilities binned (one forward pass)."""
-    weight = next(model.parameters())
-    image = load_image(plan.reader, prediction.case, plan.config.data.channels)
+    """A case's masks packed, and the model's probabilities binned (one more prediction)."""
+    data = plan.config.data
+    image = load_image(plan.reader, prediction.case, data.channels, data.resolution)
     started = time.monotonic()
-    logits = model(image[None].to(weight.device, weight.dtype)).float().cpu()
+    logits = model_logits(model, image, plan.recipe).cpu()
     seconds = time.monotonic() - started
     softmax = plan.config.model.activation == "softmax"
     probabilities = logits.softmax(1)[0, 1:] if softmax else logits.sigmoid()[0]
-    label = torch.from_numpy(plan.reader.array(prediction.case, "label"))
+    label = torch.from_numpy(plan.reader.array(prediction.case, ARRAYS_OF[data.resolution][1]))
     target = region_masks(label, plan.regions)
     return Exhibit(
         prediction.case,
@@ -193,9 +196,8 @@ def _activations(plan: Plan, model: torch.nn.Module, exhibits: Sequence[Exhibit]
         for e in exhibits
     }
     case = max(volume, key=lambda name: (volume[name], name))
-    image = load_image(plan.reader, case, plan.config.data.channels)
+    image, label = _seen_at_once(plan, case)
     maps = activation_maps(model, image, plan.config.model.activation)
-    label = torch.from_numpy(plan.reader.array(case, "label"))
     reference: Array = region_masks(label, plan.regions).bool().numpy()
     depth = fullest_slice(reference)
     volumes: dict[str, Array] = {
@@ -210,6 +212,16 @@ def _activations(plan: Plan, model: torch.nn.Module, exhibits: Sequence[Exhibit]
             for name, volume in volumes.items()
         },
     }
+
+
+def _seen_at_once(plan: Plan, case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (C, D, H, W) and label (D, H, W) of one forward pass: a whole case, or a crop of it."""
+    data = plan.config.data
+    shape = plan.manifest.cases[case].spaced_shape
+    if data.resolution == "spaced" and shape is not None:
+        return crop_around_reference(plan.reader, case, shape, data)
+    label = torch.from_numpy(plan.reader.array(case, "label"))
+    return load_image(plan.reader, case, data.channels), label
 
 
 def note_of(rows: Sequence[Mapping[str, Any]], path: Path) -> str:

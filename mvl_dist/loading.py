@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from mvl_dist.data import Batch, RankBatches
+from mvl_dist.data import Batch, Item, RankBatches
 from mvl_dist.errors import UserError
 
 
@@ -63,7 +63,7 @@ class _Carrying(Dataset[Any]):
     def __init__(self, dataset: Dataset[Batch]) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch | UserError:
+    def __getitem__(self, item: Item) -> Batch | UserError:
         try:
             return self.dataset[item]
         except UserError as error:

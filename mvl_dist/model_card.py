@@ -56,6 +56,13 @@ def model_card(folder: Path, recipe: Recipe, about: Mapping[str, Any], needs_don
     config, task = recipe.config, recipe.task
     regions = ", ".join(region.name for region in recipe.regions)
     size = "x".join(map(str, config.data.grid))
+    resampled = f"resampled to {size} voxels (D, H, W of RAS+)"
+    if config.data.resolution == "spaced":
+        spacing = " x ".join(f"{mm:g}" for mm in recipe.spacing_mm)
+        resampled = (
+            f"resampled to {spacing} mm (D, H, W of RAS+), predicted in windows of {size} voxels "
+            f"that overlap by {config.data.overlap:.0%}"
+        )
     lines = [
         f"# {config.model.name} on {task.name}, fold {config.data.fold}",
         "",
@@ -69,8 +76,7 @@ def model_card(folder: Path, recipe: Recipe, about: Mapping[str, Any], needs_don
         "",
         f"NIfTI of any orientation and spacing with {len(recipe.modalities)} channel(s): "
         f"{', '.join(recipe.modalities)}. The scan is normalised ({_normalisation(recipe)}), "
-        f"resampled to {size} voxels (D, H, W of RAS+), and the logits are brought back to its own "
-        "grid. Values of the label map: "
+        f"{resampled}, and the logits are brought back to its own grid. Values of the label map: "
         + ", ".join(f"{value} {name}" for value, name in _values(recipe))
         + ".",
         "",

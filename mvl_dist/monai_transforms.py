@@ -19,7 +19,7 @@ from torch.export.passes import move_to_device_pass
 from mvl_dist.intensity import normalise
 from mvl_dist.labelling import label_map, region_logits
 from mvl_dist.native_grid import to_native
-from mvl_dist.resample import resample_image
+from mvl_dist.resample import resample_image, shape_at
 
 NATIVE = "native"  # what LabelMapd needs to know of the scan that ModelInputd read
 
@@ -31,14 +31,15 @@ class ModelInputd(MapTransform):
         self,
         keys: KeysCollection,
         normalisation: Mapping[str, Any],
-        grid: Sequence[int],
         channels: int,
+        grid: Sequence[int] = (),
+        spacing_mm: Sequence[float] = (),
     ) -> None:
-        """Take the training's statistics, the model's grid, and how many channels it takes."""
+        """Take the training's statistics, how many channels the model takes, and what it takes
+        them at: a grid of voxels, or a voxel size along D, H, W."""
         super().__init__(keys)
         self.normalisation, self.channels = dict(normalisation), channels
-        d, h, w = grid
-        self.grid = (d, h, w)
+        self.grid, self.spacing_mm = grid, spacing_mm
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise, resample, and round to float16 as the converter stores it."""
@@ -48,8 +49,10 @@ class ModelInputd(MapTransform):
             values = np.asarray(scan, dtype=np.float32)[: self.channels].transpose(0, 3, 2, 1)
             if len(values) != self.channels or not np.isfinite(values).all():
                 raise ValueError(f"{key}: takes {self.channels} channels, all of them finite")
+            own_mm = scan.pixdim.tolist()[::-1]
+            d, h, w = self.grid or shape_at(values.shape[1:], own_mm, self.spacing_mm)
             image = resample_image(
-                normalise(np.ascontiguousarray(values), self.normalisation), self.grid
+                normalise(np.ascontiguousarray(values), self.normalisation), (d, h, w)
             )
             out[NATIVE] = {"shape": values.shape[1:], "meta": dict(scan.meta)}
             out[key] = torch.from_numpy(image.astype(np.float16).astype(np.float32))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mvl_dist.case_reader import CaseReader
-from mvl_dist.config import RunConfig
+from mvl_dist.config import DataConfig, RunConfig
 from mvl_dist.errors import UserError
 from mvl_dist.models import MODELS, check_model
 from mvl_dist.models.donors import check_donor
@@ -35,6 +35,11 @@ class Plan:
         return CaseReader(self.config.data.store, self.manifest.task.name)
 
     @property
+    def data_checksum(self) -> str:
+        """Identity of the data that it reads."""
+        return data_checksum(self.manifest, self.config.data)
+
+    @property
     def recipe(self) -> Recipe:
         """What of it outlives the store."""
         manifest = self.manifest
@@ -47,7 +52,10 @@ class Plan:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Size of the grid's voxels along D, H, W: the median over the task's cases."""
+        """Size of the model's voxels along D, H, W: of a grid's the median over the cases."""
+        if self.config.data.resolution == "spaced":
+            assert self.manifest.spacing_mm is not None
+            return self.manifest.spacing_mm
         cases = self.manifest.cases.values()
         sizes = (
             [
@@ -58,6 +66,11 @@ class Plan:
         )
         d, h, w = (statistics.median(axis) for axis in sizes)
         return d, h, w
+
+
+def data_checksum(manifest: Manifest, data: DataConfig) -> str:
+    """Identity of what a run reads of a task: with crops, of the arrays at its spacing too."""
+    return manifest.spaced_checksum if data.resolution == "spaced" else manifest.checksum
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -73,13 +86,7 @@ def make_plan(config: RunConfig) -> Plan:
     split = make_split(
         tuple(manifest.cases), task, data.fold, data.fraction, seed=manifest.split_seed
     )
-    if manifest.grid != data.grid:
-        held, asked = ("x".join(map(str, grid)) for grid in (manifest.grid, data.grid))
-        raise UserError(
-            f"{data.store}/{task} holds {held} voxels, the run asks for {asked}: pass --grid "
-            f"{' '.join(map(str, manifest.grid))} (and a --patch that divides it), or convert with "
-            f"'mvl convert --grid {' '.join(map(str, data.grid))}' into another --store"
-        )
+    _check_arrays(manifest, data)
     if set(split.test) != set(manifest.test_cases):
         # The store's intensity statistics would have seen cases that this split tests.
         raise UserError(
@@ -91,6 +98,25 @@ def make_plan(config: RunConfig) -> Plan:
     if MODELS[config.model.name].needs_donor:
         check_donor(config.model.donor.source, config.model.donor.layers)
     return Plan(replace(config, data=replace(data, task=task)), manifest, split)
+
+
+def _check_arrays(manifest: Manifest, data: DataConfig) -> None:
+    """Refuse a run whose arrays the store does not hold."""
+    where = f"{data.store}/{manifest.task.name}"
+    if data.resolution == "spaced":
+        if manifest.spacing_mm is None:
+            raise UserError(
+                f"{where} holds no arrays at the task's spacing, which --resolution spaced reads: "
+                f"make them with 'mvl convert --spacing auto --store {data.store} --grid "
+                f"{' '.join(map(str, manifest.grid))} --tasks {manifest.task.name} --msd-root DIR'"
+            )
+    elif manifest.grid != data.grid:
+        held, asked = ("x".join(map(str, grid)) for grid in (manifest.grid, data.grid))
+        raise UserError(
+            f"{where} holds {held} voxels, the run asks for {asked}: pass --grid "
+            f"{' '.join(map(str, manifest.grid))} (and a --patch that divides it), or convert with "
+            f"'mvl convert --grid {' '.join(map(str, data.grid))}' into another --store"
+        )
 
 
 def _without(split: Split, cases: Sequence[str]) -> Split:

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import torch
 
 from mvl_dist.errors import UserError
+from mvl_dist.inference import model_logits
 from mvl_dist.intensity import normalise
 from mvl_dist.labelling import label_map, mean_probability, region_logits, region_probabilities
 from mvl_dist.native_grid import to_native
 from mvl_dist.postprocess import largest_component
 from mvl_dist.recipe import Recipe
-from mvl_dist.resample import resample_image
+from mvl_dist.resample import resample_image, shape_at
 from mvl_dist.tasks import Region
 
 Model = torch.nn.Module
@@ -59,15 +60,26 @@ def contains(recipe: Recipe) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def model_input(image: npt.NDArray[np.float32], recipe: Recipe) -> torch.Tensor:
-    """Raw intensities (C, D0, H0, W0) as the converter stores them: (C, D, H, W) float16."""
-    resampled = resample_image(normalise(image, recipe.normalisation), recipe.config.data.grid)
+def model_input(
+    image: npt.NDArray[np.float32], spacing_mm: Sequence[float], recipe: Recipe
+) -> torch.Tensor:
+    """Raw intensities (C, D0, H0, W0) as the converter stores them: (C, D, H, W) float16.
+
+    Args:
+        spacing_mm: voxel size of the scan along D, H, W.
+    """
+    data = recipe.config.data
+    shape = data.grid
+    if data.resolution == "spaced":
+        shape = shape_at(image.shape[1:], spacing_mm, recipe.spacing_mm)
+    resampled = resample_image(normalise(image, recipe.normalisation), shape)
     return torch.from_numpy(resampled.astype(np.float16))
 
 
 @torch.no_grad()
 def predict(
     image: npt.NDArray[np.float32],
+    spacing_mm: Sequence[float],
     recipe: Recipe,
     models: Sequence[Model],
     largest: Sequence[str] = (),
@@ -76,6 +88,7 @@ def predict(
 
     Args:
         image: (C, D0, H0, W0), the channels that the models take, raw, in the RAS+ orientation.
+        spacing_mm: voxel size of the scan along D, H, W.
         recipe: of all models.
         largest: regions of which only the largest component is kept, in masks and label map;
             probabilities stay the models' own.
@@ -83,12 +96,11 @@ def predict(
     Raises:
         UserError: a model whose output is not finite.
     """
-    volume = model_input(image, recipe)[None]
+    volume = model_input(image, spacing_mm, recipe)
     activation = recipe.config.model.activation
     answers = []
     for model in models:
-        weight = next(model.parameters())
-        answers.append(model(volume.to(weight.device, weight.dtype)).float())
+        answers.append(model_logits(model, volume, recipe))
         if not torch.isfinite(answers[-1]).all():
             raise UserError("the model's output is not finite: it diverged, or was trained badly")
     logits = to_native(mean_probability(answers, activation)[0], image.shape[1:])[None]

@@ -34,6 +34,9 @@ def common_recipe(folders: Sequence[Path]) -> Recipe:
         return {
             "task": recipe.task.name,
             "grid": data.grid,
+            "resolution": data.resolution,
+            "spacing": recipe.spacing_mm if data.resolution == "spaced" else None,
+            "overlap": data.overlap,
             "channels": data.channels,
             "target": data.target,
             "activation": recipe.config.model.activation,
@@ -146,7 +149,7 @@ class Predictor:
             scan = read_case(
                 job.case, recipe.task.modalities, len(recipe.modalities), job.orientation
             )
-            result = predict(scan.image, recipe, self.models, job.largest or ())
+            result = predict(scan.image, scan.spacing_mm, recipe, self.models, job.largest or ())
         except UserError as error:
             return str(error)
         except torch.OutOfMemoryError:
@@ -181,7 +184,7 @@ class Predictor:
             },
             "probability_channels": [region.name for region in regions],
             "orientation": scan.orientation.codes,
-            "spacing_mm": list(scan.orientation.spacing_mm[::-1]),
+            "spacing_mm": list(scan.spacing_mm[::-1]),
             "inputs": sources,
             "models": [dict(model) for model in job.models],
             "largest_component": None if job.largest is None else list(job.largest),

@@ -17,7 +17,8 @@ class Recipe:
 
     Attributes:
         normalisation: the store's, applied to the raw intensities before resampling.
-        spacing_mm: size of the grid's voxels along D, H, W: the median over the task's cases.
+        spacing_mm: size of the model's voxels along D, H, W: at the grid the median over the task's
+            cases, with `resolution` spaced the task's spacing, which a scan is resampled to.
     """
 
     config: RunConfig

@@ -35,6 +35,17 @@ _SCORES = 10_000
 _COUNTED = 1 << 18
 
 
+def shape_at(
+    shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]
+) -> Shape3D:
+    """Voxels along D, H, W of a scan at another spacing; at least one an axis."""
+    d, h, w = (
+        max(1, round(size * old / new))
+        for size, old, new in zip(shape, spacing_mm, target_mm, strict=True)
+    )
+    return d, h, w
+
+
 def linear_weights(old: int, new: int) -> npt.NDArray[np.float32]:
     """Weights (new, old) of one axis; every row sums to 1.
 

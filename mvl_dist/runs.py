@@ -150,10 +150,10 @@ def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Mo
     if store is not None:
         config = replace(config, data=replace(config.data, store=store))
     plan = make_plan(config)
-    if plan.manifest.checksum != about["data_checksum"]:
+    if plan.data_checksum != about["data_checksum"]:
         raise UserError(
             f"{config.data.store}/{config.data.task} has changed since {folder} was trained "
-            f"(checksum {plan.manifest.checksum}, then {about['data_checksum']}): its held-out "
+            f"(checksum {plan.data_checksum}, then {about['data_checksum']}): its held-out "
             "cases may have been trained on; pass the old store with --store"
         )
     donor = load_run_donor(config)

@@ -46,6 +46,11 @@ class Scan:
     header_of: nib.Nifti1Image
 
     @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along D, H, W."""
+        return self.orientation.spacing_mm
+
+    @property
     def voxel_ml(self) -> float:
         """Volume of a voxel."""
         return float(abs(np.linalg.det(self.orientation.affine[:3, :3]))) / 1000

@@ -50,7 +50,7 @@ def _recipe_from_store(folder: Path) -> Recipe:
         raise UserError(
             f"{folder} was trained by version 0.3 or older, and needs the store of then: {error}"
         ) from error
-    if plan.manifest.checksum != about.get("data_checksum"):
+    if plan.data_checksum != about.get("data_checksum"):
         raise UserError(
             f"{config.data.store}/{config.data.task} has changed since {folder} was trained: its "
             "intensity statistics may be others; put the old store back"

@@ -94,7 +94,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     name = identity(
         config,
         reads,
-        plan.manifest.checksum,
+        plan.data_checksum,
         donor_checksum,
         plan.manifest.task.mirror_axes,
     )
@@ -103,7 +103,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     tracker: AnyTracker = NullTracker()
     if accelerator.is_main_process:
         _make_folder(folder, keep=config.resume)
-        about = {"data_checksum": plan.manifest.checksum, "donor_checksum": donor_checksum}
+        about = {"data_checksum": plan.data_checksum, "donor_checksum": donor_checksum}
         if config.resume_from:
             step = take_up(config.resume_from, folder, config, reads)
             if step:
@@ -205,7 +205,8 @@ def _describe(
             "fold": split.fold,
             "fraction": split.fraction,
             "identity": folder.name.rsplit("-", 1)[-1],
-            "data_checksum": plan.manifest.checksum,
+            "data_checksum": plan.data_checksum,
+            "store_checksum": plan.manifest.checksum,
             "resumed_from": str(config.resume_from or ""),
             **running,
             "slurm_job": os.environ.get("SLURM_JOB_ID", ""),

@@ -16,9 +16,10 @@ RANDOM_DONOR = "random:minilm-l6"
 
 
 def config(store: Path, task: str, fold: int = 0, seed: int = 0, **changes: object) -> RunConfig:
-    """A small run; `changes` are of its model, its `target` and its `channels`."""
+    """A small run; `changes` are of its model, and those of its data that are named here."""
     base = smoke()
-    data = {key: changes.pop(key) for key in ("target", "channels") if key in changes}
+    of_data = ("target", "channels", "resolution", "overlap")
+    data = {key: changes.pop(key) for key in of_data if key in changes}
     model: dict[str, object] = {"name": "vit_baseline", "depth": 1, "llm_position": 1, **changes}
     return replace(
         base,
@@ -40,7 +41,7 @@ def save_run(folder: Path, wanted: RunConfig) -> Plan:
     model = runs.build(plan.recipe, donor)
     folder.mkdir(parents=True)
     about = {
-        "data_checksum": plan.manifest.checksum,
+        "data_checksum": plan.data_checksum,
         "donor_checksum": donor.checksum if donor else "",
         **plan.recipe.to_plain(),
     }

@@ -159,6 +159,33 @@ def test_only_a_block_in_eight_bits_is_another_run() -> None:
     assert len(set(found)) == 3
 
 
+def test_settings_of_crops_name_a_run_of_crops_and_no_other() -> None:
+    """The literal is what version 0.3.0 printed, which had no crops."""
+    base, reads = PRESETS["smoke"](), MODELS["vit_baseline"].reads
+    assert identity(base, reads, "data") == "b7fd85f5da"
+    spaced = dataclasses.replace(base.data, resolution="spaced")
+    names = {identity(dataclasses.replace(base, data=spaced), reads, "data"), "b7fd85f5da"}
+    for change in ({"foreground": 0.5}, {"patches_per_case": 2}, {"overlap": 0.25}):
+        data = dataclasses.replace(spaced, **change)  # type: ignore[arg-type]
+        names.add(identity(dataclasses.replace(base, data=data), reads, "data"))
+    assert len(names) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--foreground", "1.5"], "--foreground 1.5 is out of range: 0 to 1"),
+        (["--overlap", "1"], "--overlap 1 is out of range: 0 to below 1"),
+        (["--patches-per-case", "0"], "--patches-per-case is 0; it must be above 0"),
+        (["--resolution", "grid", "--overlap", "0.25"], "--overlap is for crops.*spaced"),
+    ],
+)
+def test_crops_that_cannot_be_are_refused_in_a_line(flags: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        parse(["--resolution", "spaced", *flags])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_config_saved_before_there_were_kernels_loads(tmp_path: Path) -> None:
     saved = to_plain(RunConfig())
     del saved["kernels"]

@@ -67,6 +67,25 @@ def test_a_perfect_answer_at_the_grid_is_nearly_perfect_in_the_scans_own_geometr
         assert prediction.reference.shape[1:] == manifest.cases[prediction.case].native_shape
 
 
+def test_a_perfect_answer_at_the_tasks_spacing_is_perfect_on_the_stores_grid_too(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = replace(plan.config.data, resolution="spaced")
+    crops = make_plan(replace(plan.config, data=data))
+    case = crops.split.test[0]
+    label = crops.reader.array(case, "label_spaced")
+    masks = np.stack([label == value for value, _ in crops.manifest.task.labels])
+    answer = torch.from_numpy(masks * 20.0 - 10.0).float()[None]
+    monkeypatch.setattr("mvl_dist.evaluation.model_logits", lambda *arguments: answer)
+    rows = {row["region"]: row for row in evaluate_cases(Oracle(plan), crops, [case])}
+    assert rows["organ"]["dice"] > 0.97
+    assert rows["lesion"]["dice"] > 0.85
+    # `label` at 16^3 keeps volumes; so do the masks that come to it, unlike thresholded logits.
+    assert rows["organ"]["dice_grid"] > 0.97
+    assert rows["lesion"]["dice_grid"] > 0.85
+    assert rows["organ"]["hd95_grid_voxels"] <= 1
+
+
 def test_an_empty_answer_scores_zero_and_the_images_diagonal(plan: Plan) -> None:
     case = plan.split.test[0]
     rows = evaluate_cases(Oracle(plan, empty=True), plan, [case])

@@ -42,6 +42,14 @@ def run(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
+@pytest.fixture(scope="module")
+def windows(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of crops."""
+    folder = tmp_path_factory.mktemp("windows") / "run"
+    save_run(folder, config(phantom_store, TASK, resolution="spaced"))
+    return folder
+
+
 @pytest.fixture
 def scans(phantom_root: Path, tmp_path: Path) -> Path:
     """One scan, turned."""
@@ -128,11 +136,18 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("resolution", ["grid", "spaced"])
 def test_monai_runs_the_bundle_and_finds_what_predict_finds(
-    run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resolution: str,
+    run: Path,
+    windows: Path,
+    scans: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import monai.bundle
 
+    run = run if resolution == "grid" else windows
     bundle = tmp_path / "bundle"
     assert mvl("export", run, "--output", tmp_path / "small", "--monai-bundle", bundle) == 0
     expected = predicted(run, scans, tmp_path / "out")
@@ -176,6 +191,20 @@ def test_the_metadata_has_what_monais_schema_requires(run: Path, tmp_path: Path)
         assert tensor.keys() >= {"type", "format", "spatial_shape", "dtype", "value_range"}
         assert tensor["num_channels"] == channels
     assert content["eval_metrics"] == {"mean_dice_organ": 0.6}
+
+
+def test_a_model_of_crops_says_so_on_its_card_and_in_its_metadata(
+    windows: Path, tmp_path: Path
+) -> None:
+    from mvl_dist.bundle import metadata
+
+    assert mvl("export", windows, "--output", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    d, h, w = read_recipe(windows).spacing_mm
+    assert f"resampled to {d:g} x {h:g} x {w:g} mm" in card
+    assert "windows of 16x16x16 voxels that overlap by 50%" in card
+    image = metadata(windows, read_recipe(windows))["network_data_format"]["inputs"]["image"]
+    assert image["is_patch_data"]
 
 
 def test_the_bundles_scripts_need_nothing_of_this_project() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.convert import ConvertOptions, convert_task
 from mvl_dist.config import RunConfig, smoke
 from mvl_dist.errors import UserError
 from mvl_dist.plan import make_plan, with_batch_for
@@ -46,6 +47,22 @@ def test_what_is_wrong_is_found_before_anything_starts(
     changed = replace(config, **{part: replace(getattr(config, part), **values)})
     with pytest.raises(UserError, match=reason):
         make_plan(changed)
+
+
+def test_crops_need_no_grid_but_arrays_at_the_tasks_spacing(
+    config: RunConfig, phantom_root: Path, tmp_path: Path
+) -> None:
+    crops = replace(config, data=replace(config.data, resolution="spaced", grid=(32, 16, 16)))
+    plan = make_plan(crops)
+    assert plan.spacing_mm == plan.manifest.spacing_mm
+    assert plan.data_checksum == plan.manifest.spaced_checksum
+    assert make_plan(config).data_checksum == plan.manifest.checksum != plan.data_checksum
+    options = ConvertOptions(phantom_root, tmp_path / "store", grid=(16, 16, 16), spacing="none")
+    convert_task(phantom_root / plan.manifest.task.name, options)
+    without = replace(crops, data=replace(crops.data, store=tmp_path / "store"))
+    with pytest.raises(UserError, match=r"no arrays at the task's spacing.*mvl convert") as caught:
+        make_plan(without)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_batch_is_raised_to_the_ranks_or_must_divide_among_them(config: RunConfig) -> None:

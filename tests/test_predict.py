@@ -57,7 +57,7 @@ def mean_of_folds(runs: list[Path], values: np.ndarray) -> np.ndarray:
     answers = []
     for run in runs:
         recipe, model = load_model(run)
-        image = model_input(np.ascontiguousarray(values.T), recipe)
+        image = model_input(np.ascontiguousarray(values.T), (1, 1, 1), recipe)
         with torch.no_grad():
             answers.append(expit(model(image[None].float()).double().numpy()))
     mean = torch.from_numpy(logit(np.mean(answers, axis=0)))

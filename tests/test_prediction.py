@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from mvl_dist.data import ARRAYS_OF
 from mvl_dist.evaluation import Prediction, evaluate_cases
 from mvl_dist.inputs import Case
 from mvl_dist.plan import Plan
@@ -46,8 +47,10 @@ def scan_of(path: Path, recipe: Recipe) -> Scan:
         (TUMOUR, {"target": "labels", "activation": "softmax"}),
         (TUMOUR, {"target": "binary", "channels": "first"}),
         (LESION, {"target": "labels"}),  # CT: by the training cases' statistics
+        (TUMOUR, {"target": "labels", "activation": "softmax", "resolution": "spaced"}),
+        (LESION, {"target": "labels", "resolution": "spaced", "overlap": 0.25}),
     ],
-    ids=["regions", "softmax", "first channel", "ct"],
+    ids=["regions", "softmax", "first channel", "ct", "windows softmax", "windows ct"],
 )
 def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
     phantom_root: Path, phantom_store: Path, tmp_path: Path, task: str, changes: dict[str, object]
@@ -58,10 +61,11 @@ def test_a_scan_gives_the_very_mask_that_evaluation_makes_from_the_store(
     for case in plan.split.test:
         expected = masks_from_store(from_store, plan, case)
         scan = scan_of(phantom_root / task / "imagesTr" / f"{case}.nii.gz", recipe)
-        stored = read_array(phantom_store, plan.manifest.task.name, case, "image")
-        given = model_input(scan.image, recipe).numpy()
+        array = ARRAYS_OF[recipe.config.data.resolution][0]
+        stored = read_array(phantom_store, plan.manifest.task.name, case, array)
+        given = model_input(scan.image, scan.spacing_mm, recipe).numpy()
         np.testing.assert_array_equal(given, stored[: len(recipe.modalities)])
-        result = predict(scan.image, recipe, [model])
+        result = predict(scan.image, scan.spacing_mm, recipe, [model])
         np.testing.assert_array_equal(result.masks, expected)
         assert 0.05 < result.masks.mean() < 0.95
         if len(recipe.regions) == 1 or recipe.config.model.activation == "softmax":
@@ -89,8 +93,8 @@ def test_what_evaluation_cleans_is_cleaned_in_masks_and_label_map(
     recipe, model = load_model(tmp_path / "run")
     (case, *_) = plan.split.test
     scan = scan_of(phantom_root / TUMOUR / "imagesTr" / f"{case}.nii.gz", recipe)
-    plain = predict(scan.image, recipe, [model])
-    result = predict(scan.image, recipe, [model], largest)
+    plain = predict(scan.image, scan.spacing_mm, recipe, [model])
+    result = predict(scan.image, scan.spacing_mm, recipe, [model], largest)
     np.testing.assert_array_equal(result.masks, masks_from_store(model, plan, case, largest))
     np.testing.assert_array_equal(result.probabilities, plain.probabilities)
     for region, before, after in zip(recipe.regions, plain.masks, result.masks, strict=True):
@@ -122,7 +126,9 @@ def test_real_scans_too(msd_root: Path, tmp_path: Path) -> None:
     for case in list(plan.manifest.cases)[:3]:
         scan = scan_of(root / "imagesTr" / f"{case}.nii.gz", recipe)
         expected = masks_from_store(model, plan, case)
-        np.testing.assert_array_equal(predict(scan.image, recipe, [model]).masks, expected)
+        np.testing.assert_array_equal(
+            predict(scan.image, scan.spacing_mm, recipe, [model]).masks, expected
+        )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +150,7 @@ def test_one_scan_in_any_orientation_gives_one_mask_in_space(
     plan, recipe, model = tumour
     source = phantom_root / TUMOUR / "imagesTr" / f"{plan.split.test[0]}.nii.gz"
     upright = scan_of(source, recipe)
-    expected = predict(upright.image, recipe, [model]).labels
+    expected = predict(upright.image, upright.spacing_mm, recipe, [model]).labels
     original = nib.load(source)
     turn = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(original.affine), nib.orientations.axcodes2ornt(codes)
@@ -153,7 +159,9 @@ def test_one_scan_in_any_orientation_gives_one_mask_in_space(
     turned = nib.load(tmp_path / "turned.nii.gz")
     scan = scan_of(tmp_path / "turned.nii.gz", recipe)
     assert scan.orientation.codes == codes
-    write_over(tmp_path / "mask.nii.gz", predict(scan.image, recipe, [model]).labels, scan)
+    write_over(
+        tmp_path / "mask.nii.gz", predict(scan.image, scan.spacing_mm, recipe, [model]).labels, scan
+    )
     mask = nib.load(tmp_path / "mask.nii.gz")
     assert mask.shape == turned.shape[:3]
     np.testing.assert_array_equal(mask.affine, turned.affine)

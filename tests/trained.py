@@ -35,9 +35,9 @@ def make_run(output: Path, config: RunConfig, trained: bool = True) -> Path:
         name: value + 0.05 * torch.randn_like(value) for name, value in model.state_dict().items()
     }
     reads = MODELS[config.model.name].reads
-    folder = runs.run_folder(plan.config, identity(config, reads, plan.manifest.checksum))
+    folder = runs.run_folder(plan.config, identity(config, reads, plan.data_checksum))
     folder.mkdir(parents=True)
-    about = {"data_checksum": plan.manifest.checksum, "donor_checksum": ""}
+    about = {"data_checksum": plan.data_checksum, "donor_checksum": ""}
     runs.write_description(folder, plan, about)
     if trained:
         checkpoint.write_safetensors(folder / checkpoint.BEST, weights, {"dtype": "float32"})

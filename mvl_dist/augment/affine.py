@@ -88,14 +88,15 @@ def coarse_axis(spacing_mm: Sequence[float]) -> int | None:
 
 
 def resample(
-    image: torch.Tensor, target: torch.Tensor, maps: Sequence[Array]
+    image: torch.Tensor, target: torch.Tensor, maps: Sequence[Array], *, continues: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Image and masks of a batch by one map a sample, each value interpolated once, linearly.
 
     Args:
         image: (B, C, D, H, W), any float dtype; edges are continued outwards.
-        target: (B, R, D, H, W) of 0 and 1; outside is 0.
+        target: (B, R, D, H, W) of 0 and 1.
         maps: B maps, each (3, 4) float32.
+        continues: the target's edges are continued outwards too; else it is 0 there.
 
     Returns:
         Image and target, both as float32, target of 0 and 1.
@@ -108,7 +109,11 @@ def resample(
         image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
     masks = F.grid_sample(
-        target.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        target.float(),
+        grid,
+        mode="bilinear",
+        padding_mode="border" if continues else "zeros",
+        align_corners=False,
     )
     return moved, (masks > 0.5).float()
 

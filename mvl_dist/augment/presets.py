@@ -49,17 +49,22 @@ class Anatomy:
         mirror_axes: axes that may be mirrored, 0 to 2 for D, H, W.
         keeps_background: voxels at the lowest value of every channel (MRI's stripped background)
             stay as they are, as nnU-Net's outside of the mask does.
+        continues: the samples are crops, whose masks go on beyond the edge as the image does; a
+            whole scan's end there.
     """
 
     spacing_mm: tuple[float, float, float]
     mirror_axes: tuple[int, ...] = ()
     keeps_background: bool = False
+    continues: bool = False
 
     @classmethod
-    def of(cls, task: Task, spacing_mm: tuple[float, float, float]) -> Anatomy:
+    def of(
+        cls, task: Task, spacing_mm: tuple[float, float, float], *, continues: bool = False
+    ) -> Anatomy:
         """A task's, on voxels of this size."""
         axes = tuple(AXES.index(axis) for axis in task.mirror_axes)
-        return cls(spacing_mm, axes, keeps_background=task.intensity == "mri")
+        return cls(spacing_mm, axes, task.intensity == "mri", continues)
 
 
 def paper(
@@ -75,7 +80,8 @@ def paper(
     Returns:
         Image as float32 and target as float32 of 0 and 1.
     """
-    return resample(image, target, [paper_map(image.shape[2:], seed) for seed in seeds])
+    maps = [paper_map(image.shape[2:], seed) for seed in seeds]
+    return resample(image, target, maps, continues=anatomy.continues)
 
 
 def strong(
@@ -100,8 +106,9 @@ def strong(
     maps = {index: found for index, found in enumerate(drawn) if found is not None}
     if maps:
         moving = list(maps)
-        moved = resample(image[moving], target[moving], list(maps.values()))
-        image[moving], target[moving] = moved
+        image[moving], target[moving] = resample(
+            image[moving], target[moving], list(maps.values()), continues=anatomy.continues
+        )
     for sample, seed in zip(image, seeds, strict=True):
         _change_values(sample, seed, anatomy, steps)
     return image, target

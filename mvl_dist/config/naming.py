@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from mvl_dist.config.plain import to_plain
-from mvl_dist.config.schema import RunConfig
+from mvl_dist.config.schema import CROP_SETTINGS, RunConfig
 
 
 def identity(
@@ -58,6 +58,9 @@ def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
     # Newer than the first runs, which keep their names.
     if not config.data.leave_out:
         del decides["data"]["leave_out"]
+    if config.data.resolution == "grid":
+        for name in ("resolution", *CROP_SETTINGS):
+            del decides["data"][name]
     if config.model.frozen_precision == "model":
         decides["model"].pop("frozen_precision", None)
     if config.resume_from:

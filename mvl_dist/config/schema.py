@@ -16,6 +16,8 @@ import tyro
 from mvl_dist.errors import UserError
 
 Shape3D = tuple[int, int, int]
+# Fields of DataConfig that only `resolution` spaced reads.
+CROP_SETTINGS = ("foreground", "patches_per_case", "overlap")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,17 @@ class DataConfig:
     fraction: float = 1.0
     """Part of the training cases used (few-shot: 0.1, 0.3)."""
     grid: Shape3D = (128, 128, 128)
-    """Voxels D, H, W of the model's input; the store must hold this grid."""
+    """Voxels D, H, W of the model's input: with `--resolution grid` what the store holds of a
+    scan, with `spaced` the crop that the model sees."""
+    resolution: Literal["grid", "spaced"] = "grid"
+    """`grid`: whole scans, resampled to --grid; `spaced`: crops at the task's own spacing, and a
+    sliding window over whole scans."""
+    foreground: float = 1 / 3
+    """Share of a batch's crops that are laid around a foreground voxel (spaced)."""
+    patches_per_case: int = 1
+    """Crops of each case in an epoch (spaced)."""
+    overlap: float = 0.5
+    """Part of a window that the next one covers again (spaced)."""
     channels: Literal["first", "all"] = "first"
     """Input channels: the first one (as the published code) or all that the task has."""
     target: Literal["binary", "labels", "regions"] = "binary"
@@ -167,6 +179,7 @@ def check(config: RunConfig) -> None:
         "--mlp-ratio": model.mlp_ratio,
         "--lora-rank": model.lora.rank,
         "--keep-checkpoints": config.keep_checkpoints,
+        "--patches-per-case": data.patches_per_case,
         **{f"--grid (axis {axis})": size for axis, size in zip("DHW", data.grid, strict=True)},
         **{f"--patch (axis {axis})": size for axis, size in zip("DHW", model.patch, strict=True)},
     }
@@ -177,6 +190,7 @@ def check(config: RunConfig) -> None:
         raise UserError(f"--width {model.width} is not a multiple of --heads {model.heads}")
     if not 0 <= model.dropout < 1:
         raise UserError(f"--dropout {model.dropout} is out of range: 0 to below 1")
+    _check_crops(data)
     if model.activation == "softmax" and data.target == "regions":
         raise UserError(
             "--activation softmax makes classes exclude each other, and the regions of --target "
@@ -186,3 +200,18 @@ def check(config: RunConfig) -> None:
         raise UserError(
             "--warmup-epochs, --max-grad-norm, --workers and --features must not be negative"
         )
+
+
+def _check_crops(data: DataConfig) -> None:
+    if not 0 <= data.foreground <= 1:
+        raise UserError(f"--foreground {data.foreground:g} is out of range: 0 to 1")
+    if not 0 <= data.overlap < 1:
+        raise UserError(f"--overlap {data.overlap:g} is out of range: 0 to below 1")
+    if data.resolution == "grid":
+        default = DataConfig()
+        for name in CROP_SETTINGS:
+            if getattr(data, name) != getattr(default, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for crops, and --resolution grid has none: "
+                    "leave it out, or add --resolution spaced"
+                )

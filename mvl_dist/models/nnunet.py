@@ -5,10 +5,11 @@ while it keeps at least 4 voxels and its spacing is below twice the finest; an a
 3-wide kernel from the stage at which its spacing is below twice the finest; features double from 32
 to at most 320; instance norm, leaky ReLU, deep supervision at all but the two coarsest outputs.
 
-What differs from the nnunetv2 package (`mvl nnunet` runs that one): the network sees the whole scan
-at the store's grid, not a patch at the median spacing, with the spacing that the grid gives. The
-grid is fixed, so an axis of odd length is not halved any more where nnU-Net would pad its patch.
-Coarse outputs are brought up to the full grid for the loss, which is how DynUNet gives them.
+What differs from the nnunetv2 package (`mvl nnunet` runs that one): unless the run says
+`--resolution spaced`, the network sees the whole scan at the store's grid, not a patch at the
+task's spacing. The grid is fixed, so an axis of odd length is not halved any more where nnU-Net
+would pad its patch. Coarse outputs are brought up to the full grid for the loss, which is how
+DynUNet gives them.
 """
 
 from __future__ import annotations

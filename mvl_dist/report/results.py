@@ -115,9 +115,9 @@ class Results:
         kept: dict[str, Run] = {}
         for task in dict.fromkeys(asked[key].config.data.task for key in finished):
             of_task = {k: run for k, run in finished.items() if asked[k].config.data.task == task}
-            stores = Counter(run.tags.get("data_checksum", "") for run in of_task.values())
+            stores = Counter(_store_of(run) for run in of_task.values())
             ((most, _),) = stores.most_common(1)
-            kept |= {k: r for k, r in of_task.items() if r.tags.get("data_checksum", "") == most}
+            kept |= {k: r for k, r in of_task.items() if _store_of(r) == most}
             if len(stores) > 1:
                 left = sum(stores.values()) - stores[most]
                 self.notes.append(
@@ -178,6 +178,11 @@ class Results:
         region = region or headline(rows)
         rows = [row for row in rows if row["region"] == region and metric in row]
         return per_case(rows, metric, region) if rows else {}
+
+
+def _store_of(run: Run) -> str:
+    """Which store a run was trained on, whether at its grid or at the task's spacing."""
+    return run.tags.get("store_checksum") or run.tags.get("data_checksum", "")
 
 
 def headline(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -1,7 +1,8 @@
 """What a run costs in device-seconds, from runs that were measured.
 
-A run takes epochs x (training cases x t + validation cases x v) + test cases x e. Where runs of the
-same network and grid were measured on the device, t is their median. Elsewhere t is the network's
+A run takes epochs x (training cases x t + validation cases x v) + test cases x e, and crops in
+place of training cases where it sees crops. Where runs of the same network and grid were measured
+on the device, t is their median. Elsewhere t is the network's
 counted TFLOP a training sample times the median of seconds per TFLOP over the networks that were
 measured; the error of that is found by leaving out one network after another. v and e follow t by
 their measured ratios.
@@ -31,6 +32,7 @@ class Shape:
     model: ModelConfig
     in_channels: int
     grid: tuple[int, int, int]
+    resolution: str = "grid"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def shape_of(config: RunConfig, task: Task | None) -> Shape:
         key: getattr(config.model if key in kept else defaults, key) for key in vars(defaults)
     }
     channels = len(task.modalities) if task and config.data.channels == "all" else 1
-    return Shape(ModelConfig(**fields), channels, config.data.grid)
+    return Shape(ModelConfig(**fields), channels, config.data.grid, config.data.resolution)
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,6 +85,8 @@ class CostModel:
     """Fitted to measured runs, or to a device of an assumed speed.
 
     Attributes:
+        validation_ratio, test_ratio: seconds of a case over those of a training sample, by
+            resolution.
         error: median relative error of the estimate by TFLOP, each network left out once; NaN with
             fewer than two networks.
     """
@@ -96,8 +100,16 @@ class CostModel:
             for shape, runs in self.groups.items()
         }
         every = [run for runs in self.groups.values() for run in runs]
-        self.validation_ratio = self._ratio([run.validation_seconds_per_case for run in every])
-        self.test_ratio = self._ratio([run.test_seconds_per_case for run in every])
+        # A sliding window costs a case as many forwards as it has windows.
+        self.validation_ratio, self.test_ratio = (
+            {
+                resolution: self._ratio(
+                    [run for run in every if run.shape.resolution == resolution], seconds
+                )
+                for resolution in ("grid", "spaced")
+            }
+            for seconds in ("validation_seconds_per_case", "test_seconds_per_case")
+        )
         speeds = {shape: t / training_tflop(shape) for shape, t in self.train.items()}
         self.assumed = not speeds
         self.seconds_per_tflop = (
@@ -110,12 +122,12 @@ class CostModel:
                 errors.append(abs(statistics.median(others) / speed - 1))
         self.error = statistics.median(errors) if errors else math.nan
 
-    def _ratio(self, seconds: Sequence[float]) -> float:
-        every = [run for runs in self.groups.values() for run in runs]
+    @staticmethod
+    def _ratio(runs: Sequence[Measured], seconds: str) -> float:
         ratios = [
-            value / run.train_seconds_per_sample
-            for value, run in zip(seconds, every, strict=True)
-            if math.isfinite(value)
+            getattr(run, seconds) / run.train_seconds_per_sample
+            for run in runs
+            if math.isfinite(getattr(run, seconds))
         ]
         return statistics.median(ratios) if ratios else VALIDATION_RATIO
 
@@ -126,7 +138,9 @@ class CostModel:
         known = self.train.get(shape)
         seconds = known or training_tflop(shape) * self.seconds_per_tflop
         train, validation, test = case_counts(cases[data.task], data.fraction)
-        padded = math.ceil(train / optim.batch_size) * optim.batch_size
+        padded = math.ceil(train * data.patches_per_case / optim.batch_size) * optim.batch_size
         validated = math.ceil(optim.epochs / optim.validate_every) * validation
-        total = optim.epochs * padded + validated * self.validation_ratio + test * self.test_ratio
+        total = float(optim.epochs * padded)
+        total += validated * self.validation_ratio[data.resolution]
+        total += test * self.test_ratio[data.resolution]
         return Estimate(total * seconds, known is not None)

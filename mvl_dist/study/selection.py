@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 
 from mvl_dist.config import RunConfig
 from mvl_dist.errors import UserError
+from mvl_dist.plan import data_checksum
 from mvl_dist.store import read_manifest
 from mvl_dist.study.grid import Study, StudyRun, load_study, select
 from mvl_dist.study.smoke import smoke_study, tasks_of
@@ -74,13 +76,15 @@ def load(selection: Selection) -> Study:
 
 def found_states(study: Study, selection: Selection) -> dict[str, Found]:
     """The state of each run of a loaded study."""
-    checksums = {}
+    checksums: dict[str, str] = {}
+    store = study.runs[0].config.data.store
     for task in tasks_of(study.runs):
-        try:
-            store = study.runs[0].config.data.store
-            checksums[task] = read_manifest(store, task).checksum
-        except UserError:
-            continue  # not converted here: nothing to compare with
+        with contextlib.suppress(UserError):  # not converted here: nothing to compare with
+            manifest = read_manifest(store, task)
+            of_task = [run for run in study.runs if run.config.data.task == task]
+            by_resolution = {run.config.data.resolution: run.config.data for run in of_task}
+            known = {name: data_checksum(manifest, data) for name, data in by_resolution.items()}
+            checksums |= {run.key: known[run.config.data.resolution] for run in of_task}
     return states(study.runs, default_uri(selection.output), selection.output, checksums)
 
 

@@ -34,7 +34,13 @@ def smoke_run(run: StudyRun) -> StudyRun:
     depth = min(model.depth, 2)
     config = replace(
         config,
-        data=replace(config.data, task=stand_in_name(config.data.task), grid=GRID, workers=0),
+        data=replace(
+            config.data,
+            task=stand_in_name(config.data.task),
+            grid=GRID,
+            patches_per_case=1,
+            workers=0,
+        ),
         model=replace(
             model,
             patch=(16, 16, 16),

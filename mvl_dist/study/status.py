@@ -38,8 +38,8 @@ def states(
     `interrupted` means that MLflow has it as running or killed and nobody holds its lease.
 
     Args:
-        checksums: task -> checksum of the store's data now. A run that finished on other data is
-            `stale`; a task that is not in the store is not compared.
+        checksums: a run's key -> checksum of its data in the store now. A run that finished on
+            other data is `stale`; one whose task is not in the store is not compared.
 
     Raises:
         UserError: MLflow does not answer.
@@ -55,7 +55,7 @@ def states(
     for run in runs:
         known = [
             Found(
-                _state(run, entry, output, checksums.get(run.config.data.task, "")),
+                _state(run, entry, output, checksums.get(run.key, "")),
                 entry.info.run_id,
                 dict(entry.data.metrics),
                 dict(entry.data.tags),

@@ -9,8 +9,9 @@ import pytest
 
 from data_prep.foreground import sample_foreground
 from data_prep.source import list_pairs
-from data_prep.spacing import geometry_of, shape_at, task_spacing
+from data_prep.spacing import geometry_of, task_spacing
 from mvl_dist.errors import UserError
+from mvl_dist.resample import shape_at
 from mvl_dist.splits import held_out_cases
 from mvl_dist.store import read_array, read_manifest
 from tests.data_prep.tiny import CASES, NAME, convert_tiny, make_tiny, scan, write_nifti

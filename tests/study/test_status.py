@@ -38,7 +38,7 @@ def test_each_state_is_told_from_the_others(tmp_path: Path, runs: tuple[StudyRun
     track(tmp_path, failed, "FAILED")
     track(tmp_path, killed, "KILLED")
     track(tmp_path, died, "RUNNING")
-    checksums = {run.config.data.task: "now" for run in runs}
+    checksums = {run.key: "now" for run in runs}
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     found = [states(runs, uri, tmp_path, checksums)[run.key].state for run in runs]
     assert found == ["done", "stale", "failed", "interrupted", "interrupted", "missing"]
