@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvl_dist.kernels import dice_bce, fp8_linear, layer_norm, lora_linear, rms_norm, swiglu
+from mvl_dist.kernels import (
+    dice_bce,
+    fp8_linear,
+    layer_norm,
+    layer_norm_linear,
+    lora_linear,
+    rms_norm,
+    swiglu,
+)
 from mvl_dist.losses import dice_bce_loss
 from tests.kernels.checking import Draw, kept_bytes
 from tests.kernels.interpreter import DEVICE
@@ -60,6 +69,13 @@ def norms(draw: Draw) -> Iterator[Row]:
             "torch": narrow_keeps(layer_norm.torch_fast),
             "ours": narrow_keeps(layer_norm.triton_fused),
         },
+    )
+    qkv = (narrow, *weights, EPS, draw.normal(3 * VIT, VIT), draw.normal(3 * VIT))
+    parameters = tuple(one for one in qkv[1:] if isinstance(one, Tensor))
+    ways = {"torch": layer_norm_linear.torch_fast, "ours": layer_norm_linear.triton_fused}
+    yield (
+        f"LayerNorm and packed q, k, v, {VIT}",
+        {way: partial(kept_bytes, run, *qkv, but=parameters) for way, run in ways.items()},
     )
 
 

@@ -32,6 +32,7 @@ from benchmarks.training_step import machine, parts, show
 from benchmarks.training_step.machine import Budget
 from benchmarks.training_step.rows import Result, Row
 from benchmarks.training_step.variants import (
+    EIGHT_BITS,
     ON_A_CPU,
     PAPER,
     TINY,
@@ -61,10 +62,12 @@ class Bench:
         self.batch = 2 if quick else 4
         self.sweep = (1,) if quick else (1, 2, 8, 16)
         self.seconds_each = 0.05 if quick else 2.0
-        self.variants = options.variants
+        self.variants = [way for way in options.variants if way not in EIGHT_BITS]
+        self.eight_bits = [way for way in options.variants if way in EIGHT_BITS]
         self.budget = Budget(options.seconds)
         about = {"date": time.strftime("%Y-%m-%d"), **machine.about(self.device)}
         self.result = Result(about, size=_described(self.size))
+        self.eager: dict[tuple[str, int], torch.Tensor] = {}
 
     def run(self) -> Result:
         """Measure in the order of importance."""
@@ -76,6 +79,8 @@ class Bench:
         for part in parts.all_parts(self.size, self.batch, self.device):
             self.part(part)
         self.adam()
+        # Of the model with a frozen block, at one size: what eight bits bring and how they differ.
+        self.steps(MODELS[0], self.batch, work[MODELS[0]], self.eight_bits)
         quick = [variant for variant in self.variants if variant != "compile"]
         slow = [variant for variant in self.variants if variant == "compile"]
         for variants in (quick, slow):  # compiling again for every size may take all the time
@@ -121,9 +126,8 @@ class Bench:
     def measure(self, rows: list[Row], ready: Callable[[Row], Callable[[], Any]]) -> None:
         """Measure rows: one by one on a GPU, for their memory; in turns on a CPU, for fairness."""
         fit = [row for row in rows if not row.note and self._fits(row)]
-        expected: dict[str, torch.Tensor] = {}
         for group in [[row] for row in fit] if self.cuda else [fit]:
-            for row in self._group(group, ready, expected):
+            for row in self._group(group, ready):
                 self.result.rows.append(row)
                 said = f"{row.ms:.3f} ms" if row.ms else row.note
                 print(f"{row.label}: {said}", file=sys.stderr, flush=True)
@@ -135,12 +139,7 @@ class Bench:
             return self.budget.allows(row.label, SECONDS_TO_COMPILE[row.whole])
         return self.budget.allows(row.label, 10.0 if self.cuda else 2.0)
 
-    def _group(
-        self,
-        rows: list[Row],
-        ready: Callable[[Row], Callable[[], Any]],
-        expected: dict[str, torch.Tensor],
-    ) -> list[Row]:
+    def _group(self, rows: list[Row], ready: Callable[[Row], Callable[[], Any]]) -> list[Row]:
         """Measure some rows in turns, and compare whole steps' outputs with eager's."""
 
         def within(row: Row, call: Callable[[], Any]) -> Any:
@@ -155,8 +154,11 @@ class Bench:
                 timed = {r.variant: partial(wrap, r, calls[r.variant]) for r in rows}
                 seconds = self.seconds_each / (1 if rows and rows[0].whole else 4)
                 found = machine.measure(timed, self.device, seconds) if rows else {}
-                for row in rows if rows and rows[0].whole else ():
-                    expected[row.variant] = wrap(row, calls[row.variant].logits)  # type: ignore[attr-defined]
+                outputs = {
+                    row.variant: wrap(row, calls[row.variant].logits)  # type: ignore[attr-defined]
+                    for row in rows
+                    if row.whole
+                }
         except torch.OutOfMemoryError:
             return [replace(row, note="out of memory") for row in rows]
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
@@ -165,14 +167,17 @@ class Bench:
         finally:
             calls = timed = {}
             self._clear()
-        return [self._found(row, found[row.variant], expected) for row in rows]
+        for row in rows:
+            if row.variant == "eager" and row.whole:
+                self.eager[row.what, row.batch] = outputs["eager"]
+        return [self._found(row, found[row.variant], outputs.get(row.variant)) for row in rows]
 
-    def _found(self, row: Row, found: machine.Measured, outputs: dict[str, Any]) -> Row:
+    def _found(self, row: Row, found: machine.Measured, output: torch.Tensor | None) -> Row:
         difference, note = 0.0, row.note
-        if row.variant in outputs and "eager" in outputs:
-            eager = outputs["eager"]
-            difference = float((outputs[row.variant] - eager).norm() / eager.norm())
-        if row.variant == "ours" and not self.cuda:
+        eager = self.eager.get((row.what, row.batch))
+        if output is not None and eager is not None:
+            difference = float((output - eager).norm() / eager.norm())
+        if row.variant in ("ours", *EIGHT_BITS) and not self.cuda:
             note = "on a CPU `auto` is torch's own way"
         return replace(row, ms=found.ms, peak_gib=found.peak_gib, difference=difference, note=note)
 

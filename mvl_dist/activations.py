@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from mvl_dist.kernels import dispatch
 from mvl_dist.labelling import region_logits
 from mvl_dist.models.vit import ViTParts
 from mvl_dist.showcase import STAGES
@@ -61,7 +62,8 @@ def activation_maps(model: nn.Module, image: torch.Tensor, activation: str) -> M
     if hasattr(parts, "mappers"):
         watched |= {MAPPER_IN: parts.mappers.into, MAPPER_OUT: parts.mappers.back}
     weight = next(model.parameters())
-    with _outputs(watched) as seen, _inputs(vit.head) as before_head:
+    # In torch every module runs; kernels pass some by, and with them what they put out.
+    with dispatch.using("torch"), _outputs(watched) as seen, _inputs(vit.head) as before_head:
         logits = model(image[None].to(weight.device, weight.dtype)).float()
     grid = tuple(size // patch for size, patch in zip(image.shape[1:], vit.head.patch, strict=True))
     maps: Maps = {

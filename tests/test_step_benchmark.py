@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parent.parent
 # What the benchmark must do without: a GPU machine may have torch, Triton, transformers and peft.
@@ -22,6 +23,7 @@ runpy.run_path("benchmarks/step.py", run_name="__main__")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("step") / "step.json"
     flags = ["--device", "cpu", "--quick", "--variants", "naive", "eager", "liger", "ours"]
+    flags += ["fp8", "int8"]
     done = subprocess.run(
         [sys.executable, "-c", RUN, ",".join(BLOCKED), *flags, "--json", str(path)],
         cwd=REPO,
@@ -38,7 +40,8 @@ def test_every_way_of_a_step_computes_the_same_and_has_its_figures(result: Path)
     found = json.loads(result.read_text())
     assert "not a GPU" in found["about"]["device"]
     assert found["left_out"] == []
-    timed = [row for row in found["rows"] if row["ms"]]
+    exact = [row for row in found["rows"] if row["variant"] not in ("fp8", "int8")]
+    timed = [row for row in exact if row["ms"]]
     steps = {(r["what"], r["variant"], r["batch"]) for r in timed if r["whole"]}
     models, batches = ("medvisionllama", "vit_baseline"), (1, 2)
     ways = ("naive", "eager", "ours")
@@ -56,6 +59,25 @@ def test_every_way_of_a_step_computes_the_same_and_has_its_figures(result: Path)
     assert liger
     # Absent, or there but for GPUs only: a row says which, and has no time.
     assert all(row["note"] and not row["ms"] for row in liger)
+
+
+def test_a_block_in_eight_bits_is_timed_and_its_error_shown(result: Path) -> None:
+    rows = json.loads(result.read_text())["rows"]
+    found = {row["variant"]: row for row in rows if row["variant"] in ("fp8", "int8")}
+    assert len([row for row in rows if row["variant"] in found]) == 2  # one model, one size
+    for row in found.values():
+        assert (row["what"], row["batch"], row["whole"]) == ("medvisionllama", 2, True)
+        assert row["ms"] > 0
+    assert 1e-5 < found["int8"]["difference"] < found["fp8"]["difference"] < 0.2
+
+
+def test_a_gpu_without_fp8_is_said_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.training_step.variants import missing
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert "NVIDIA A100 is sm_80, and FP8 needs sm_89" in missing("fp8", torch.device("cuda"))
+    assert missing("int8", torch.device("cuda")) == ""
 
 
 def test_the_table_and_the_plot_show_every_model(result: Path) -> None:

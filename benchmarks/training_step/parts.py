@@ -17,6 +17,7 @@ from mvl_dist.kernels import (
     dispatch,
     gqa_attention,
     layer_norm,
+    layer_norm_linear,
     lora_linear,
     rms_norm,
     short_head_attention,
@@ -103,6 +104,11 @@ def all_parts(size: Size, batch: int, device: torch.device) -> list[Part]:
         weights = [random(dtype, width, grad=trained) for _ in range(1 + bias)]
         return (x, *weights, 1e-5, residual), {}
 
+    def norm_and_qkv(dtype: torch.dtype) -> Any:
+        x, weight = random(dtype, batch, tokens, WIDTH), random(dtype, 3 * WIDTH, WIDTH)
+        gamma, beta = (random(dtype, WIDTH) for _ in range(2))
+        return (x, gamma, beta, 1e-5, weight, random(dtype, 3 * WIDTH)), {}
+
     def loss(dtype: torch.dtype) -> Any:
         shape = (batch, 1, *(size.grid,) * 3)
         target = (torch.rand(shape, device=device) < 0.1).to(dtype)
@@ -130,6 +136,7 @@ def all_parts(size: Size, batch: int, device: torch.device) -> list[Part]:
          lambda dtype: norm(dtype, hidden, bias=False, trained=False), 0.0, _liger_rms_norm),
         ("LayerNorm + residual", layer_norm,
          lambda dtype: norm(dtype, WIDTH, bias=True, trained=True), 0.0, _liger_layer_norm),
+        ("LayerNorm + packed q, k, v", layer_norm_linear, norm_and_qkv, 0.0, None),
         ("Dice + BCE", dice_bce, loss, 0.0, None),
     ]  # fmt: skip
     return [

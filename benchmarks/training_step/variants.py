@@ -5,8 +5,11 @@
     compile   the same through torch.compile
     liger     eager, with Liger-Kernel's RMSNorm and SwiGLU in the frozen block
     ours      mvl_dist.kernels under the policy `auto`
+    fp8       ours, the frozen block's products in FP8 (`--frozen-precision fp8`)
+    int8      ours, the frozen block's weights held in int8
 
-All run the project's own model with the same weights, so what differs is how.
+All run the project's own model with the same weights, so what differs is how; the last two round
+the block's weights, so that their results differ by more than rounding of sums.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mvl_dist.errors import UserError
 from mvl_dist.kernels import dispatch
 from mvl_dist.losses import dice_bce_loss
-from mvl_dist.models import build_model
+from mvl_dist.models import build_model, frozen
 from mvl_dist.models.donors import Donor
 from mvl_dist.models.donors.llama import empty_block
 from mvl_dist.models.donors.sources import KNOWN_SHAPES
 
-VARIANTS = ("naive", "eager", "compile", "liger", "ours")
+EIGHT_BITS = ("fp8", "int8")
+VARIANTS = ("naive", "eager", "compile", "liger", "ours", *EIGHT_BITS)
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,19 @@ def stored_scores(
     return F.dropout(scores.softmax(-1), dropout_p) @ v
 
 
-def model_of(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """ViT-Baseline or MedVisionLlama with the paper's settings and random weights, on a device."""
+def model_of(
+    name: str, size: Size, device: torch.device, dtype: torch.dtype, precision: str = "model"
+) -> nn.Module:
+    """ViT-Baseline or MedVisionLlama with the paper's settings and random weights, on a device.
+
+    Args:
+        precision: how the language model's frozen linears are held: model, fp8 or int8.
+    """
     torch.manual_seed(0)
     config: Any = SimpleNamespace(
         **{"name": name, "patch": (size.patch,) * 3, "width": 64, "depth": size.depth},
         **{"heads": 4, "mlp_ratio": 4, "dropout": 0.2, "llm_position": size.depth},
-        **{"train_block": False, "frozen_precision": "model"},
+        **{"train_block": False, "frozen_precision": precision},
         lora=SimpleNamespace(rank=8, alpha=16.0, targets=("q_proj", "v_proj")),
     )
     donor = random_donor(size.donor, device) if name == "medvisionllama" else None
@@ -123,6 +134,11 @@ def liger_in(model: nn.Module) -> None:
 
 def missing(variant: str, device: torch.device) -> str:
     """Why a variant cannot be measured here, '' if it can."""
+    if variant == "fp8":
+        try:
+            frozen.check_device(variant, device)
+        except UserError as error:
+            return str(error)
     if variant != "liger":
         return ""
     if importlib.util.find_spec("liger_kernel") is None:
@@ -134,7 +150,7 @@ def missing(variant: str, device: torch.device) -> str:
 def running(variant: str, tell: Callable[[Any], None]) -> Iterator[None]:
     """What is switched on while a variant runs; outside, a process runs torch's operations."""
     on: Any = contextlib.nullcontext()
-    if variant == "ours":
+    if variant == "ours" or variant in EIGHT_BITS:
         on = dispatch.using("auto", tell=tell)
     elif variant == "naive":
         on = StoredScores()
@@ -169,7 +185,8 @@ class Step:
         self, variant: str, name: str, size: Size, batch: int, device: torch.device
     ) -> None:
         dtype = torch.float32 if variant == "naive" else size.dtype
-        self.model = model_of(name, size, device, dtype)
+        precision = variant if variant in EIGHT_BITS else "model"
+        self.model = model_of(name, size, device, dtype, precision)
         if variant == "liger":
             liger_in(self.model)
         self.adam = Adam(self.model)

@@ -42,3 +42,10 @@ def rows_of(tensor: Tensor) -> Tensor:
     """(..., K) as (M, K) with adjacent columns: a view where the strides allow it, else a copy."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def processors(tensor: Tensor) -> int:
+    """Multiprocessors of a tensor's GPU; 1 for a CPU."""
+    if tensor.is_cuda:
+        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return 1

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mvl_dist.kernels._runnable import device_of, rows_of
+from mvl_dist.kernels._runnable import device_of, processors, rows_of
 
 MOST_COLUMNS = 16384
 """One row is at most this wide: 64 float32 registers a thread."""
@@ -143,7 +143,7 @@ class Norm(torch.autograd.Function):
         programs = triton.cdiv(M, tiles["ROWS"])
         wanted = ctx.needs_input_grad[2] or (ctx.has_bias and ctx.needs_input_grad[3])
         if wanted:
-            programs = min(programs, 4 * _processors(s))
+            programs = min(programs, 4 * processors(s))
         dx = torch.empty_like(s, memory_format=torch.contiguous_format)
         shares = s.new_empty((2, programs, K) if wanted else (2, 1, 1), dtype=torch.float32)
         with device_of(s):
@@ -155,9 +155,3 @@ class Norm(torch.autograd.Function):
         dw, db = shares.sum(1).to(weight.dtype) if wanted else (None, None)
         others = (dx if ctx.added else None, dw, db if ctx.has_bias else None)
         return dx, *others, None, None
-
-
-def _processors(tensor: Tensor) -> int:
-    if tensor.is_cuda:
-        return torch.cuda.get_device_properties(tensor.device).multi_processor_count
-    return 1

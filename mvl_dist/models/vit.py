@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mvl_dist.kernels import dispatch, layer_norm, short_head_attention
+from mvl_dist.kernels import dispatch, layer_norm, layer_norm_linear, short_head_attention
 
 if TYPE_CHECKING:
     from mvl_dist.models import ModelSpec
@@ -66,24 +66,6 @@ class Positions(nn.Module):
         return tokens + self.embedding
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, no mask; one linear for q, k and v."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, T, width) -> (B, T, width)."""
-        batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).reshape(batch, length, 3, self.heads, width // self.heads)
-        dropout = self.dropout if self.training else 0.0
-        mixed = self.projection(dispatch.run(short_head_attention, qkv, dropout=dropout))
-        return F.dropout(mixed, self.dropout, self.training)
-
-
 class AddNorm(nn.Module):
     """A branch's output added to the residual stream, and the sum's LayerNorm."""
 
@@ -98,6 +80,38 @@ class AddNorm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, width), twice or once -> (the sum's LayerNorm, the sum)."""
         return dispatch.run(layer_norm, branch, self.weight, self.bias, self.eps, residual)
+
+
+class LinearOfNorm(nn.Linear):
+    """A linear of a LayerNorm's output: one kernel where a row fits one."""
+
+    def forward(self, tokens: torch.Tensor, norm: AddNorm) -> torch.Tensor:  # type: ignore[override]
+        """(B, T, K), and the norm that comes first -> (B, T, N)."""
+        # ZeRO-3 gathers each module's weights for its own call only.
+        alone = hasattr(self.weight, "ds_id") or layer_norm_linear.too_wide(self.weight)
+        if alone or not dispatch.composes("norm and linear", tokens, ""):
+            return super().forward(norm(tokens)[0])
+        return dispatch.run(
+            layer_norm_linear, tokens, norm.weight, norm.bias, norm.eps, self.weight, self.bias
+        )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens, no mask; one linear for q, k and v."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = LinearOfNorm(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor, norm: AddNorm) -> torch.Tensor:
+        """Attention among the tokens as `norm` leaves them: (B, T, width) -> (B, T, width)."""
+        batch, length, width = tokens.shape
+        qkv = self.qkv(tokens, norm).reshape(batch, length, 3, self.heads, width // self.heads)
+        dropout = self.dropout if self.training else 0.0
+        mixed = self.projection(dispatch.run(short_head_attention, qkv, dropout=dropout))
+        return F.dropout(mixed, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -118,8 +132,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, T, width) -> (B, T, width)."""
-        normed, _ = self.attention_norm(tokens)
-        normed, tokens = self.mlp_norm(self.attention(normed), tokens)
+        mixed = self.attention(tokens, self.attention_norm)
+        normed, tokens = self.mlp_norm(mixed, tokens)
         return tokens + self.mlp(normed)
 
 

@@ -20,6 +20,7 @@ from mvl_dist.kernels import (
     _triton_fp8,
     _triton_lora_linear,
     _triton_norm,
+    _triton_norm_linear,
     _triton_swiglu,
 )
 from tests.kernels.compiling import compile_for, usage
@@ -48,6 +49,21 @@ def norms(kind: str, capability: int) -> Iterator[tuple[str, Case]]:
         types |= {"dweight": "*fp32", "dbias": "*fp32", "eps": "fp32"}
         constants = {"ADD": True, "CENTRE": centre, "WEIGHT_GRADIENT": centre, **tiles}
         yield f"{name} backward", Case(_triton_norm.backward_kernel, types, constants, launch)
+
+
+def layer_norm_linear(kind: str, capability: int) -> Iterator[tuple[str, Case]]:
+    module = _triton_norm_linear
+    tiles = module.tiling((192, 64), TYPES[kind])
+    launch = {"num_warps": tiles.pop("num_warps")}
+    pointers = ["x", "gamma", "beta", "weight", "bias", "y", "dy", "dx"]
+    pointers += ["dweight", "dbias", "dgamma", "dbeta"]
+    types = dict.fromkeys(pointers, f"*{kind}") | dict.fromkeys(["shares", "sums"], "*fp32")
+    types |= dict.fromkeys(["M", "K", "N", "stride", "dy_stride"], "i32:16") | {"eps": "fp32"}
+    for name in ("forward", "backward", "weights"):
+        kernel = getattr(module, f"{name}_kernel")
+        types_used = {name: types[name] for name in kernel.arg_names if name in types}
+        tiles_used = {name: tiles[name] for name in kernel.arg_names if name in tiles}
+        yield f"layer_norm_linear {name}", Case(kernel, types_used, tiles_used, launch)
 
 
 def swiglu(kind: str, capability: int) -> Iterator[tuple[str, Case]]:
@@ -98,7 +114,7 @@ def fp8_linear(kind: str, capability: int) -> Iterator[tuple[str, Case]]:
 
 def main() -> None:
     for kind, capability in itertools.product(TYPES, (80, 90)):
-        for operation in (norms, swiglu, dice_bce, lora_linear, fp8_linear):
+        for operation in (norms, layer_norm_linear, swiglu, dice_bce, lora_linear, fp8_linear):
             for name, case in operation(kind, capability):
                 compiled = compile_for(
                     case.kernel, case.signature, case.constants, capability, **case.launch

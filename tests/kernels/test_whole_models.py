@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mvl_dist import activations
 from mvl_dist.config import LoRAConfig, ModelConfig
 from mvl_dist.errors import UserError
-from mvl_dist.kernels import dispatch
+from mvl_dist.kernels import dispatch, layer_norm_linear
 from mvl_dist.losses import dice_bce_loss
 from mvl_dist.models import build_model
 from mvl_dist.models.count import parameter_report
@@ -99,7 +100,9 @@ def as_before(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], module.weight, module.bias)
 
     def attend(attention: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        qkv = attention.qkv(x).reshape(*x.shape[:2], 3, attention.heads, -1)
+        qkv = F.linear(x, attention.qkv.weight, attention.qkv.bias).reshape(
+            *x.shape[:2], 3, attention.heads, -1
+        )
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=attention.dropout)
         return F.dropout(attention.projection(mixed.transpose(1, 2).flatten(2)), attention.dropout)
@@ -219,3 +222,32 @@ def test_plain_mappers_have_no_kernel_and_run_as_they_are(shape: str) -> None:
     with dispatch.using("triton"), torch.no_grad():
         on = model(image)
     torch.testing.assert_close(on, model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_a_shown_case_has_the_same_maps_with_kernels_on(shape: str) -> None:
+    model, (image, _) = build("medvisionllama", shape).eval(), batch()
+    with torch.no_grad():
+        off = activations.activation_maps(model, image[0], "sigmoid")
+        with dispatch.using("triton"):
+            on = activations.activation_maps(model, image[0], "sigmoid")
+    assert on.keys() == off.keys()
+    assert all((on[name] == expected).all() for name, expected in off.items())
+
+
+def test_norm_and_linear_are_one_where_their_weights_are_at_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[object] = []
+    one = layer_norm_linear.triton_fused
+    monkeypatch.setattr(layer_norm_linear, "triton_fused", lambda *a: ran.append(a) or one(*a))
+    image, _ = batch()
+    outputs = []
+    for changes, zero_3, times in (({}, False, 1), ({}, True, 0), ({"width": 128}, False, 0)):
+        model = build("vit_baseline", "", **changes)
+        if zero_3:  # as DeepSpeed marks a weight that it partitions
+            model.vit.blocks[0].attention.qkv.weight.ds_id = 0
+        ran.clear()
+        with dispatch.using("triton"), torch.no_grad():
+            outputs.append(model(image))
+        assert len(ran) == times
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)

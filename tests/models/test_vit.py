@@ -88,7 +88,7 @@ def test_each_of_the_three_dropouts_acts_by_itself() -> None:
     block.attention.projection.register_forward_hook(
         lambda _module, inputs, _output: before_projection.append(inputs[0])
     )
-    first, second = block.attention(tokens), block.attention(tokens)
+    first, second = (block.attention(tokens, block.attention_norm) for _ in range(2))
     assert not torch.equal(*before_projection)  # the attention weights
     for dropped in (first, second, block.mlp(tokens)):  # projection, MLP's output
         assert 0.45 < (dropped == 0).float().mean() < 0.55
