@@ -21,7 +21,7 @@ from mvl_dist.files import PARTIAL, write_text_atomically
 
 CHECKPOINTS, LAST, BEST = "checkpoints", "last.json", "best.safetensors"
 DECIDING = ("data.", "model.", "optim.")
-PLACES = ("data.store", "data.workers")
+PLACES = ("data.store", "data.workers", "data.cache_gb")
 # Other weights, or other cases to validate on, cannot go on from a checkpoint.
 MAY_CHANGE = (
     "optim.",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from mvl_dist.case_reader import CaseReader
-from mvl_dist.store import Manifest, regions_of
+from mvl_dist.store import Manifest, Shape3D
 from mvl_dist.tasks import Region
 
 Batch = dict[str, Any]
+# Shape and dtype of each tensor of a sample, by its name.
+Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 # Image and label of a case by DataConfig.resolution.
 ARRAYS_OF = {"grid": ("image", "label"), "spaced": ("image_spaced", "label_spaced")}
 
@@ -28,60 +31,83 @@ class Item(NamedTuple):
 
 
 def region_masks(label: torch.Tensor, regions: Sequence[Region]) -> torch.Tensor:
-    """Binary masks of a label map: (D, H, W) integers on the CPU -> (R, D, H, W) uint8."""
-    # numpy compares bytes faster than torch does, and torch.isin was most of what a sample cost
-    # (benchmarks/region_masks.py).
-    values = label.numpy()
-    masks = np.empty((len(regions), *values.shape), dtype=np.bool_)
-    for mask, region in zip(masks, regions, strict=True):
-        first, *others = region.labels
-        np.equal(values, first, out=mask)
-        for other in others:
-            mask |= values == other
-    return torch.from_numpy(masks.view(np.uint8))
+    """Binary masks of label maps: (..., D, H, W) integers -> (..., R, D, H, W) uint8, where it is.
+
+    Made on the device from one byte a voxel, they need not travel there.
+    """
+    masks = torch.empty(
+        (*label.shape[:-3], len(regions), *label.shape[-3:]), dtype=torch.uint8, device=label.device
+    )
+    for index, region in enumerate(regions):
+        mask = masks[..., index, :, :, :]
+        if label.device.type == "cpu":
+            # numpy compares bytes faster than torch does, and torch.isin was most of what a sample
+            # cost (benchmarks/region_masks.py).
+            _mark(label.numpy(), region, mask.numpy().view(np.bool_))
+        else:
+            first, *others = (label == value for value in region.labels)
+            mask.copy_(functools.reduce(torch.logical_or, others, first))
+    return masks
+
+
+def _mark(values: npt.NDArray[Any], region: Region, mask: npt.NDArray[np.bool_]) -> None:
+    first, *others = region.labels
+    np.equal(values, first, out=mask)
+    for other in others:
+        mask |= values == other
 
 
 def load_image(
     reader: CaseReader, case: str, channels: str, resolution: str = "grid"
 ) -> torch.Tensor:
-    """Image of a case, (C, D, H, W) float16.
+    """Image of a case, (C, D, H, W) float16; it may be the cache's own.
 
     Args:
         channels, resolution: as in `DataConfig`.
     """
-    image = reader.array(case, ARRAYS_OF[resolution][0])
-    return torch.from_numpy(np.ascontiguousarray(image[:1] if channels == "first" else image))
+    return torch.from_numpy(reader.array(case, ARRAYS_OF[resolution][0], number_of(channels)))
+
+
+def number_of(channels: str) -> int | None:
+    """How many channels, from the first, `DataConfig.channels` asks for; None is all."""
+    return 1 if channels == "first" else None
+
+
+def layout_of(manifest: Manifest, grid: Shape3D, channels: str) -> Layout:
+    """Tensors of a sample that is (D, H, W) large."""
+    count = number_of(channels) or len(manifest.task.modalities)
+    return {"image": ((count, *grid), torch.float16), "label": (grid, torch.uint8)}
 
 
 class CaseDataset(Dataset[Batch]):
     """Whole cases of a task, at the store's grid or at the task's spacing.
 
-    An item holds `image` (C, D, H, W) float16, `target` (R, D, H, W) uint8, `case` and `position`.
+    An item holds `image` (C, D, H, W) float16, `label` (D, H, W) uint8, `case` and `position`. Its
+    arrays may be the cache's own: they must not be written into. Those at the task's spacing differ
+    in shape, and make no batch.
     """
 
     def __init__(
         self,
-        store: Path,
+        reader: CaseReader,
         manifest: Manifest,
         cases: Sequence[str],
         channels: str,
-        target: str,
         resolution: str = "grid",
     ) -> None:
-        self.reader = CaseReader(store, manifest.task.name)
+        self.reader = reader
         self.cases = tuple(cases)
         self.channels, self.resolution = channels, resolution
-        self.regions = tuple(regions_of(manifest.task, target))
+        self.layout = layout_of(manifest, manifest.grid, channels)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __getitem__(self, item: Item) -> Batch:
         case = self.cases[item.case]
-        label = torch.from_numpy(self.reader.array(case, ARRAYS_OF[self.resolution][1]))
         return {
             "image": load_image(self.reader, case, self.channels, self.resolution),
-            "target": region_masks(label, self.regions),
+            "label": torch.from_numpy(self.reader.array(case, ARRAYS_OF[self.resolution][1])),
             "case": case,
             "position": item.position,
         }

@@ -11,13 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
-from mvl_dist.data import Batch, CaseDataset, Item, RankBatches, region_masks
+from mvl_dist.batch_buffers import BatchBuffers
+from mvl_dist.cache_folder import choose, join, leave
+from mvl_dist.case_reader import CaseReader
+from mvl_dist.data import Batch, CaseDataset, Item, RankBatches
 from mvl_dist.errors import UserError
-from mvl_dist.loading import BatchLoader
-from mvl_dist.store import Manifest, read_array, read_manifest, task_names
+from mvl_dist.loading import BatchLoader, fill
+from mvl_dist.node_cache import NodeCache
+from mvl_dist.run_cache import array_sizes
+from mvl_dist.store import Manifest, read_manifest, task_names
 
 ARRAYS = ("image", "label")
 # Enough for a median; a loader's first batches carry the start of its workers.
@@ -35,26 +39,26 @@ class DataSpeed:
         read_ms: bringing a case's compressed files into memory, from disk or from the system's own
             cache as they lay.
         decode_ms: from memory to arrays, with Zarr's own time and the crc32c.
-        mask_ms: one mask a region out of the label.
-        batch_ms: copying samples into a batch.
+        batch_ms: copying a sample into its batch.
         mb_per_case: compressed size, mean.
         first_batch_s: from asking a fresh loader to its first batch.
-        samples_per_s: of the loader after its first batch.
+        samples_per_s: of the loader after its first batch, from the store: a first epoch.
+        cached_per_s: the same from the node's cache: every epoch after it.
     """
 
     read_ms: float
     decode_ms: float
-    mask_ms: float
     batch_ms: float
     mb_per_case: float
     workers: int
     first_batch_s: float
     samples_per_s: float
+    cached_per_s: float
 
     def lost_ms(self, cores: int) -> float:
         """What a sample of the loader takes beyond its parts: handing it over, and other work."""
         at_once = min(max(self.workers, 1), cores)
-        parts = self.read_ms + self.decode_ms + self.mask_ms + self.batch_ms
+        parts = self.read_ms + self.decode_ms + self.batch_ms
         return at_once * 1000 / self.samples_per_s - parts
 
     def verdict(self, cores: int) -> str:
@@ -62,7 +66,6 @@ class DataSpeed:
         parts = {
             "reading files": self.read_ms,
             "decoding": self.decode_ms,
-            "making masks": self.mask_ms,
             "batching": self.batch_ms,
             "handing batches over": self.lost_ms(cores),
         }
@@ -89,22 +92,32 @@ def report(store: Path, task: str, workers: int) -> list[str]:
     if not task and len(held) > 1:
         raise UserError(f"--data: {store} holds {', '.join(held)}: choose with --task")
     manifest = read_manifest(store, task or next(iter(held), "Task01"))
-    speed = measure(store, manifest, workers)
+    sizes = array_sizes(manifest, manifest.cases, "all")
+    place = choose(str(store.resolve()), "auto", sizes)
+    assert place is not None
+    join(place.folder)
+    cache = NodeCache(place.folder, place.capacity)
+    cached_bytes = cache.held()  # by trainings that run now
+    speed = measure(store, manifest, workers, cache)
+    leave(place.folder)
     cores = len(os.sched_getaffinity(0))
     loader = f"{workers} worker{'s' * (workers > 1)}" if workers else "no workers"
     return [
         f"{manifest.task.name}, {len(manifest.cases)} cases of {'x'.join(map(str, manifest.grid))}",
         f"  one process    {speed.read_ms:.2f} ms reading files ({speed.mb_per_case:.2f} MB), "
-        f"{speed.decode_ms:.2f} ms decoding, {speed.mask_ms:.2f} ms masks, {speed.batch_ms:.2f} ms "
-        "batching, a case",
-        f"  {loader:13}  {speed.samples_per_s:.0f} samples/s, {speed.lost_ms(cores):.2f} ms a case "
-        f"beyond these parts; first batch after {speed.first_batch_s:.1f} s",
+        f"{speed.decode_ms:.2f} ms decoding, {speed.batch_ms:.2f} ms batching, a case",
+        f"  {loader:13}  {speed.samples_per_s:.0f} samples/s from the store, "
+        f"{speed.lost_ms(cores):.2f} ms a case beyond these parts; first batch after "
+        f"{speed.first_batch_s:.1f} s",
+        f"  cache          {speed.cached_per_s:.0f} samples/s from the second epoch on; it wants "
+        f"{sum(sizes) / 1e9:.3g} GB, {place.folder} holds {cached_bytes / 1e9:.3g} GB of at "
+        f"most {place.capacity / 1e9:.3g} GB",
         f"  bounded by     {speed.verdict(cores)}",
         "  in a training  MLflow has each step's data_wait_ms and each epoch's data_wait_share",
     ]
 
 
-def measure(store: Path, manifest: Manifest, workers: int) -> DataSpeed:
+def measure(store: Path, manifest: Manifest, workers: int, cache: NodeCache) -> DataSpeed:
     """Time a task's cases as they lie: files that the system still holds in memory read faster.
 
     Raises:
@@ -112,33 +125,37 @@ def measure(store: Path, manifest: Manifest, workers: int) -> DataSpeed:
     """
     task = manifest.task.name
     cases = sorted(manifest.cases)[:CASES]
-    dataset = CaseDataset(store, manifest, cases, "all", "labels")
-    read_array(store, task, cases[-1], "label")  # imports Zarr, which is no case's time
-    reads, decodes, masks, sizes = [], [], [], []
+    reader = CaseReader(store, task)
+    dataset = CaseDataset(reader, manifest, cases, "all")
+    cached = CaseDataset(reader.through(cache, manifest), manifest, cases, "all")
+    reader.array(cases[-1], "label")  # imports Zarr, which is no case's time
+    reads, decodes, sizes = [], [], []
     for case in cases:
         folder = store / task / "cases" / case
         files = [f for array in ARRAYS for f in (folder / array).rglob("*") if f.is_file()]
         cold_s, size = _timed(partial(_read, files))
         # What follows finds the files in the system's cache: only that may be taken off from it.
         warm_s, _ = _timed(partial(_read, files))
-        arrays_s, label = _timed(partial(_decode, store, task, case))
-        masks_s, _ = _timed(partial(region_masks, label, dataset.regions))
+        arrays_s, _ = _timed(partial(_decode, reader, case))
         reads.append(cold_s)
         decodes.append(arrays_s - warm_s)
-        masks.append(masks_s)
         sizes.append(size)
     samples = [dataset[Item(index % len(cases), index)] for index in range(BATCH)]
-    batchings = [_timed(partial(default_collate, samples))[0] for _ in range(ROUNDS)]
+    batch = BatchBuffers(dataset.layout, BATCH, slots=1).batch(0)
+    batchings = [_timed(partial(fill, batch, samples))[0] for _ in range(ROUNDS)]
     first_s, rate = _loader_speed(dataset, workers)
+    for index in range(len(cases)):
+        cached[Item(index)]
+    _, cached_rate = _loader_speed(cached, workers)
     return DataSpeed(
         read_ms=statistics.median(reads) * 1000,
         decode_ms=statistics.median(decodes) * 1000,
-        mask_ms=statistics.median(masks) * 1000,
         batch_ms=statistics.median(batchings) * 1000 / BATCH,
         mb_per_case=statistics.mean(sizes) / 1e6,
         workers=workers,
         first_batch_s=first_s,
         samples_per_s=rate,
+        cached_per_s=cached_rate,
     )
 
 
@@ -146,10 +163,9 @@ def _read(files: Sequence[Path]) -> int:
     return sum(len(file.read_bytes()) for file in files)
 
 
-def _decode(store: Path, task: str, case: str) -> torch.Tensor:
-    """Both arrays of a case; returns the label."""
-    _, label = (read_array(store, task, case, array) for array in ARRAYS)
-    return torch.from_numpy(label)
+def _decode(reader: CaseReader, case: str) -> None:
+    for array in ARRAYS:
+        reader.array(case, array)
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
@@ -159,11 +175,14 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def _loader_speed(dataset: CaseDataset, workers: int) -> tuple[float, float]:
-    """Seconds to a fresh loader's first batch, and its samples a second from then on."""
-    passes = max(2, -(-CASES * max(workers, 1) // len(dataset)))
+    """Seconds to a fresh loader's first batch, and its samples a second when all workers run."""
+    starting = max(workers, 1)
+    passes = max(2, -(-2 * CASES * starting // len(dataset)))
     order = RankBatches(len(dataset) * passes, BATCH, 0, 1, seed=0)
     batches = iter(BatchLoader(_Repeated(dataset), order, workers))
-    first_s, _ = _timed(lambda: next(batches))
+    first_s, _ = _timed(lambda: len(next(batches)["case"]))
+    for _ in range(starting - 1):
+        next(batches)  # each worker's first one carries its start
     rest_s, samples = _timed(lambda: sum(len(batch["case"]) for batch in batches))
     return first_s, samples / rest_s
 
@@ -173,6 +192,7 @@ class _Repeated(Dataset[Batch]):
 
     def __init__(self, dataset: CaseDataset) -> None:
         self.dataset = dataset
+        self.layout = dataset.layout
 
     def __getitem__(self, item: Item) -> Batch:
         return self.dataset[item._replace(case=item.case % len(self.dataset))]

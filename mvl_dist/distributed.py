@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from mvl_dist.cache_folder import leave_all
 from mvl_dist.errors import UserError
 from mvl_dist.launcher import check_precision, deepspeed_settings
 
@@ -71,6 +72,7 @@ def fail(error: UserError) -> NoReturn:
 
 def end_launch(status: int) -> NoReturn:
     """End this rank, its siblings and the launcher, without the launcher's trace."""
+    patience_s = 0.0
     if is_launched() and "TORCHELASTIC_RUN_ID" in os.environ:
         import psutil
 
@@ -82,6 +84,8 @@ def end_launch(status: int) -> NoReturn:
                 sibling.kill()
             launcher.send_signal(signal.SIGUSR2)
             launcher.resume()
+            patience_s = 1.0
+    leave_all(patience_s)  # os._exit would leave the node's cache behind
     # Not sys.exit: interpreter shutdown may wait for peers in a collective that never comes.
     os._exit(status)
 

@@ -18,7 +18,8 @@ from mvl_dist import checkpoint
 from mvl_dist.augment import PRESETS, Anatomy
 from mvl_dist.checkpoint import Position
 from mvl_dist.config import OptimConfig, Shape3D
-from mvl_dist.data import Batch, CaseDataset, Item, RankBatches
+from mvl_dist.data import Batch, CaseDataset, Item, RankBatches, region_masks
+from mvl_dist.device_batches import on_device
 from mvl_dist.distributed import (
     StopRequest,
     gather_objects,
@@ -34,6 +35,7 @@ from mvl_dist.losses import region_dice, training_loss
 from mvl_dist.metrics import metric_name
 from mvl_dist.patches import PatchDataset
 from mvl_dist.plan import Plan, data_checksum
+from mvl_dist.run_cache import node_cache
 from mvl_dist.store import read_manifest
 from mvl_dist.tracking import AnyTracker
 from mvl_dist.watchdog import Watchdog
@@ -140,6 +142,7 @@ class Trainer:
         self.device = engine.device
         self.dtype = getattr(torch, dtype_name(engine))
         data = plan.config.data
+        self.reader = plan.reader.through(node_cache(plan), plan.manifest)
         training = self._training_cases()
         self.batches = RankBatches(
             len(training),
@@ -159,16 +162,19 @@ class Trainer:
 
     def _cases(self, cases: Sequence[str]) -> CaseDataset:
         data = self.plan.config.data
-        return CaseDataset(
-            data.store, self.plan.manifest, cases, data.channels, data.target, data.resolution
-        )
+        return CaseDataset(self.reader, self.plan.manifest, cases, data.channels, data.resolution)
 
     def _training_cases(self) -> CaseDataset | PatchDataset:
         plan, optim = self.plan, self.optim
         if plan.config.data.resolution == "grid":
             return self._cases(plan.split.train)
         return PatchDataset(
-            plan.manifest, plan.split.train, plan.config.data, optim.batch_size, optim.seed
+            self.reader,
+            plan.manifest,
+            plan.split.train,
+            plan.config.data,
+            optim.batch_size,
+            optim.seed,
         )
 
     # ------------------------------------------------------------------------------ training
@@ -195,7 +201,7 @@ class Trainer:
         self.engine.train()
         self.batches.set_position(position.epoch, position.batch)
         started, seen, waited_ms = time.monotonic(), 0, 0.0
-        for batch, own_wait_ms in timed(self.loader):
+        for batch, own_wait_ms in timed(on_device(self.loader, self.device)):
             loss, grad_norm, wait_ms = self._step(batch, position, stop, own_wait_ms)
             waited_ms += wait_ms
             position = replace(
@@ -254,9 +260,9 @@ class Trainer:
         optim = self.optim
         # Dropout of a step depends on seed, step and rank alone: nothing to save for a resume.
         torch.manual_seed((optim.seed * 1_000_003 + position.step) * 4099 + self.rank)
-        image = batch["image"].to(self.device, non_blocking=True)
-        target = batch["target"].to(self.device, non_blocking=True)
-        seeds = [(optim.seed, position.epoch, int(place)) for place in batch["position"]]
+        image = batch["image"]
+        target = region_masks(batch["label"], self.plan.regions)
+        seeds = [(optim.seed, position.epoch, place) for place in batch["position"]]
         image, target = self.augment(image, target, seeds, self.anatomy)
         loss = training_loss(self.engine(image.to(self.dtype)), target, self.activation)
         self.watchdog.advance(f"step {position.step + 1}")
@@ -315,7 +321,7 @@ class Trainer:
         for index in shares[self.rank]:
             item = self.validation[Item(index)]
             logits = volume_logits(self._forward, item["image"], recipe, self.device, self.dtype)
-            target = item["target"][None].to(logits.device)
+            target = region_masks(item["label"][None].to(logits.device), self.plan.regions)
             loss = float(training_loss(logits, target, self.activation))
             dice = region_dice(region_logits(logits, self.activation), target)
             rows.append((loss, dice[0].tolist()))

@@ -3,50 +3,84 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mvl_dist.data import Batch, Item, RankBatches
+from mvl_dist.batch_buffers import BatchBuffers
+from mvl_dist.data import Batch, Item, Layout, RankBatches
 from mvl_dist.errors import UserError
+
+# Batches that each worker is asked for ahead of need.
+AHEAD = 2
+
+
+class Samples(Protocol):
+    """What a loader reads: a sample is a dict, and all its tensors are in the layout."""
+
+    @property
+    def layout(self) -> Layout:
+        """Shape and dtype of a sample's tensors, by name; the rest of a sample is listed."""
+
+    def __getitem__(self, item: Item) -> Batch:
+        """A sample."""
 
 
 class BatchLoader:
     """Batches of an epoch after an epoch, by worker processes that outlive it.
 
-    A worker's `UserError` arrives as it was raised: torch would wrap the worker's whole trace into
-    its text. A worker that dies is one line too.
+    A batch's memory is filled again when the next but one is asked for: whoever needs a batch for
+    longer clones it. A worker's `UserError` arrives as it was raised: torch would wrap the worker's
+    whole trace into its text. A worker that dies is one line too.
     """
 
-    def __init__(self, dataset: Dataset[Batch], batches: RankBatches, workers: int) -> None:
+    def __init__(self, dataset: Samples, batches: RankBatches, workers: int) -> None:
         self.workers = workers
+        # Besides those asked for, one is in use, and a loop still names the one before as it asks.
+        self.buffers = BatchBuffers(dataset.layout, batches.micro_batch, AHEAD * workers + 2)
+        if torch.cuda.is_available():
+            self.buffers.pin()
         # Spawned, not forked: Zarr runs an event loop in a thread, which a fork breaks.
         self.loader = DataLoader(
-            _Carrying(dataset),
-            batch_sampler=batches,
+            _Filling(dataset, self.buffers),
+            batch_sampler=_Requests(batches, self.buffers.slots),
             num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=AHEAD if workers > 0 else None,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers > 0 else None,
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
         )
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches, collated.
+        """Batches: tensors of a sample's layout stacked, anything else listed.
 
         Raises:
             UserError: a case that cannot be read, or a worker that died.
+            RuntimeError: a batch is still held whose memory is about to be filled again.
         """
+        handed: list[list[weakref.ref[Any]]] = []
+        filling = iter(self.loader)
         try:
-            for batch in self.loader:
-                if isinstance(batch, UserError):
-                    raise batch
-                yield batch
+            while True:
+                if len(handed) > 1 and any(array() is not None for array in handed.pop(0)):
+                    raise RuntimeError("a batch was kept beyond the next one: clone its tensors")
+                filled = next(filling, None)
+                if filled is None:
+                    return
+                if isinstance(filled, UserError):
+                    raise filled
+                arrays = self.buffers.arrays(filled.slot)
+                handed.append([weakref.ref(array) for array in arrays.values()])
+                batch = {name: torch.from_numpy(arrays.pop(name)) for name in list(arrays)}
+                yield {**batch, **filled.listed}
+                del batch
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -57,24 +91,79 @@ class BatchLoader:
             ) from error
 
 
-class _Carrying(Dataset[Any]):
-    """Hands a `UserError` on instead of raising it, so that it leaves the worker as it is."""
+@dataclass(frozen=True)
+class _Request:
+    """A batch's samples, and the slot that they are to fill."""
 
-    def __init__(self, dataset: Dataset[Batch]) -> None:
-        self.dataset = dataset
+    slot: int
+    items: Sequence[Item]
 
-    def __getitem__(self, item: Item) -> Batch | UserError:
+
+@dataclass(frozen=True)
+class _Filled:
+    """A batch whose tensors lie in a slot."""
+
+    slot: int
+    listed: dict[str, list[Any]]
+
+
+class _Requests(Sampler[Any]):
+    """Batches to ask for, each with the slot that the oldest of those before it has left."""
+
+    def __init__(self, batches: RankBatches, slots: int) -> None:
+        self.batches, self.slots = batches, slots
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, items in enumerate(self.batches):
+            yield _Request(number % self.slots, items)
+
+
+class _Filling(Dataset[Any]):
+    """Puts samples into a batch's slot: the only copy on their way to the rank."""
+
+    def __init__(self, dataset: Samples, buffers: BatchBuffers) -> None:
+        self.dataset, self.buffers = dataset, buffers
+
+    def __getitems__(self, request: _Request) -> _Filled | UserError:
+        """Fill a slot; an error is handed on, so that it leaves the worker as it is."""
+        samples = (self.dataset[item] for item in request.items)
         try:
-            return self.dataset[item]
+            return _Filled(request.slot, fill(self.buffers.batch(request.slot), samples))
         except UserError as error:
             return error
 
 
-def _collate(samples: Sequence[Batch | UserError]) -> Batch | UserError:
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-    return default_collate(list(samples))
+def fill(batch: dict[str, torch.Tensor], samples: Iterable[Batch]) -> dict[str, list[Any]]:
+    """Copy samples into a batch's tensors; return what is no tensor of it, listed by name.
+
+    Raises:
+        ValueError: a sample's tensor does not have the batch's shape or dtype.
+    """
+    listed: dict[str, list[Any]] = {}
+    for place, sample in enumerate(samples):
+        for name, value in sample.items():
+            if name in batch:
+                _copy(batch[name][place], value, name)
+            else:
+                listed.setdefault(name, []).append(value)
+    return listed
+
+
+def _copy(place: torch.Tensor, value: torch.Tensor, name: str) -> None:
+    if place.shape != value.shape or place.dtype != value.dtype:
+        # copy_ would stretch a single channel over all of them.
+        raise ValueError(
+            f"{name} of a sample is {tuple(value.shape)} {value.dtype}, the layout says "
+            f"{tuple(place.shape)} {place.dtype}"
+        )
+    place.copy_(value)
+
+
+def _as_it_is(filled: Any) -> Any:
+    return filled
 
 
 def timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:

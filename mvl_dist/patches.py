@@ -24,8 +24,8 @@ from torch.utils.data import Dataset
 
 from mvl_dist.case_reader import CaseReader
 from mvl_dist.config import DataConfig, Shape3D
-from mvl_dist.data import ARRAYS_OF, Batch, Item, region_masks
-from mvl_dist.store import Manifest, regions_of
+from mvl_dist.data import ARRAYS_OF, Batch, Item, layout_of, number_of
+from mvl_dist.store import Manifest
 
 # Keeps a crop's place apart from its augmentation, which follows the same seed and position.
 PLACES = 1
@@ -39,16 +39,17 @@ class PatchDataset(Dataset[Batch]):
 
     def __init__(
         self,
+        reader: CaseReader,
         manifest: Manifest,
         cases: Sequence[str],
         data: DataConfig,
         batch_size: int,
         seed: int,
     ) -> None:
-        self.reader = CaseReader(data.store, manifest.task.name)
+        self.reader = reader
+        self.layout = layout_of(manifest, data.grid, data.channels)
         self.cases = tuple(cases)
         self.shapes = [manifest.cases[case].spaced_shape for case in cases]
-        self.regions = tuple(regions_of(manifest.task, data.target))
         self.data, self.batch_size, self.seed = data, batch_size, seed
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ class PatchDataset(Dataset[Batch]):
         image, label = image_and_label(self.reader, case, shape, start, self.data)
         return {
             "image": image,
-            "target": region_masks(label, self.regions),
+            "label": label,
             "case": case,
             "position": item.position,
         }
@@ -147,12 +148,11 @@ def image_and_label(
     reader: CaseReader, case: str, shape: Shape3D, start: Sequence[int], data: DataConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A crop as the model sees it; see `read_crop`."""
-    image, label = (
-        read_crop(reader, case, array, shape, start, data.grid) for array in ARRAYS_OF["spaced"]
-    )
-    if data.channels == "first":
-        image = image[:1]
-    return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(label)
+    image_array, label_array = ARRAYS_OF["spaced"]
+    channels = number_of(data.channels)
+    image = read_crop(reader, case, image_array, shape, start, data.grid, channels)
+    label = read_crop(reader, case, label_array, shape, start, data.grid)
+    return torch.from_numpy(image), torch.from_numpy(label)
 
 
 def read_crop(
@@ -162,11 +162,13 @@ def read_crop(
     shape: Sequence[int],
     start: Sequence[int],
     crop: Shape3D,
+    channels: int | None = None,
 ) -> npt.NDArray[Any]:
-    """A crop of an array (..., D, H, W), all its channels, 0 where it reaches beyond the scan.
+    """A crop of an array (..., D, H, W), 0 where it reaches beyond the scan.
 
     Args:
         shape: D, H, W of the scan.
+        channels: how many of an image's channels, from the first; all by default.
 
     Raises:
         UserError: as `CaseReader.box`.
@@ -176,7 +178,7 @@ def read_crop(
         slice(max(first, 0), min(last, size))
         for first, last, size in zip(start, stop, shape, strict=True)
     )
-    values = reader.box(case, array, (d, h, w))
+    values = reader.box(case, array, (d, h, w), channels)
     beyond = [
         (max(-first, 0), max(last - size, 0))
         for first, last, size in zip(start, stop, shape, strict=True)

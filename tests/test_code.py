@@ -11,7 +11,7 @@ REPO = Path(__file__).resolve().parent.parent
 # Who may import whom inside mvl_dist, lowest first; a module may import from lower layers only.
 LAYERS = [
     {"errors"},
-    {"files", "half"},
+    {"files", "half", "machine"},
     {"journal"},
     {"kernels"},
     {
@@ -19,12 +19,14 @@ LAYERS = [
         *("postprocess", "launcher", "resample", "intensity", "nifti", "parallel", "native_grid"),
         *("labelling", "showcase"),
     },
-    {"store", "statistics"},
-    {"case_reader"},
+    {"store", "statistics", "node_cache"},
+    {"case_reader", "cache_folder"},
     {"models", "ranking", "recipe"},
     {"inference"},
     {"plan", "tracking", "distributed", "augment", "data", "regions", "continuing", "activations"},
-    {"watchdog", "loading", "patches", "reshard", "record", "tracked"},
+    {"watchdog", "reshard", "record", "tracked", "patches"},
+    {"batch_buffers", "device_batches", "run_cache"},
+    {"loading"},
     {"checkpoint", "evaluation", "data_speed"},
     {"engine", "figures", "runs", "exhibit"},
     {"trained", "finding", "ensemble"},

@@ -111,7 +111,7 @@ def test_identity_changes_with_what_decides_the_result_and_with_nothing_else(
     def identity_of(other: RunConfig) -> str:
         return identity(other, reads, "data", "donor")
 
-    assert identity_of(changed("data", store=tmp_path, workers=3)) == same
+    assert identity_of(changed("data", store=tmp_path, workers=3, cache_gb=2.0)) == same
     assert identity_of(dataclasses.replace(config, output=tmp_path)) == same
     assert identity_of(changed("model", features=3)) == same  # which this model never reads
     others = [

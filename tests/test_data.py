@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mvl_dist.case_reader import CaseReader
 from mvl_dist.data import CaseDataset, RankBatches, epoch_order, region_masks
 from mvl_dist.loading import BatchLoader
 from mvl_dist.store import read_array, read_manifest
@@ -47,14 +48,16 @@ def test_a_resumed_epoch_goes_on_with_the_batches_that_are_left() -> None:
 def test_a_batch_holds_what_the_store_holds(phantom_store: Path) -> None:
     manifest = read_manifest(phantom_store, "91")
     cases = sorted(manifest.cases)
-    dataset = CaseDataset(phantom_store, manifest, cases, "all", "labels")
+    reader = CaseReader(phantom_store, manifest.task.name)
+    dataset = CaseDataset(reader, manifest, cases, "all")
     batch = next(iter(BatchLoader(dataset, RankBatches(8, 2, 0, 1, seed=0), workers=0)))
     assert batch["image"].shape == (2, 4, 16, 16, 16)
-    assert batch["target"].shape == (2, 3, 16, 16, 16)
+    target = region_masks(batch["label"], manifest.task.label_regions)
+    assert target.shape == (2, 3, 16, 16, 16)
     for sample, case in enumerate(batch["case"]):
         label = read_array(phantom_store, manifest.task.name, case, "label")
         for region, (value, _) in enumerate(manifest.task.labels):
-            np.testing.assert_array_equal(batch["target"][sample, region], label == value)
+            np.testing.assert_array_equal(target[sample, region], label == value)
         image = read_array(phantom_store, manifest.task.name, case, "image")
         np.testing.assert_array_equal(batch["image"][sample], image)
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from mvl_dist import case_reader, data, data_speed
+from mvl_dist import case_reader, data_speed
 from mvl_dist.data_speed import DataSpeed, measure
 from mvl_dist.doctor import main
 from mvl_dist.errors import UserError
+from mvl_dist.node_cache import NodeCache
 from mvl_dist.store import read_manifest
 
 
-def test_it_weighs_the_files_that_a_case_consists_of(phantom_store: Path) -> None:
+def test_it_weighs_the_files_that_a_case_consists_of(phantom_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(phantom_store, "91")
-    speed = measure(phantom_store, manifest, workers=0)
+    speed = measure(phantom_store, manifest, 0, NodeCache(tmp_path, 10**9))
     folder = phantom_store / manifest.task.name / "cases"
     chunks = [*folder.glob("*/image/c/**/*"), *folder.glob("*/label/c/**/*")]
     on_disk = sum(path.stat().st_size for path in chunks if path.is_file())
@@ -26,10 +27,10 @@ def test_it_weighs_the_files_that_a_case_consists_of(phantom_store: Path) -> Non
 
 
 def test_each_part_is_charged_with_its_own_time(
-    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+    phantom_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """30 ms more for a read array is decoding's, 60 ms more for the masks theirs."""
-    plain, masks = case_reader.read_array, data.region_masks
+    """60 ms more for a read array is decoding's, and no time of the cache's."""
+    plain = case_reader.read_array
 
     def slow(work: Any, seconds: float) -> Any:
         def slowed(*arguments: Any) -> Any:
@@ -39,15 +40,13 @@ def test_each_part_is_charged_with_its_own_time(
         return slowed
 
     monkeypatch.setattr(data_speed, "CASES", 3)
-    monkeypatch.setattr(case_reader, "read_array", slow(plain, 0.03))
-    monkeypatch.setattr(data_speed, "read_array", slow(plain, 0.03))
-    monkeypatch.setattr(data, "region_masks", slow(masks, 0.06))
-    monkeypatch.setattr(data_speed, "region_masks", slow(masks, 0.06))
-    speed = measure(phantom_store, read_manifest(phantom_store, "91"), workers=0)
-    assert speed.decode_ms >= 60  # two arrays
-    assert speed.mask_ms >= 60
+    monkeypatch.setattr(case_reader, "read_array", slow(plain, 0.06))
+    cache = NodeCache(tmp_path, 10**9)
+    speed = measure(phantom_store, read_manifest(phantom_store, "91"), 0, cache)
+    assert speed.decode_ms >= 120  # two arrays
     # Four samples of at least 120 ms in a batch: the rate is that of samples, not of batches.
     assert speed.samples_per_s <= 1 / 0.12
+    assert speed.cached_per_s > 1 / 0.12
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_each_part_is_charged_with_its_own_time(
 def test_the_advice_fits_the_largest_part(
     read_ms: float, decode_ms: float, workers: int, samples_per_s: float, advice: str
 ) -> None:
-    speed = DataSpeed(read_ms, decode_ms, 0.5, 0.5, 1.0, workers, 0.1, samples_per_s)
+    speed = DataSpeed(read_ms, decode_ms, 1.0, 1.0, workers, 0.1, samples_per_s, 1000.0)
     assert advice in speed.verdict(cores=8)
 
 
@@ -78,6 +77,12 @@ def test_doctor_reports_the_task_asked_for(
     rate = re.search(r"no workers +(\d+) samples/s", said)
     assert rate is not None
     assert int(rate[1]) > 0
+    manifest = read_manifest(phantom_store, "91")
+    decoded = cases * 16**3 * (2 * len(manifest.task.modalities) + 1)
+    held = re.search(r"it wants ([\d.e-]+) GB, (\S+) holds 0 GB of at most ([\d.]+) GB", said)
+    assert held is not None
+    assert float(held[1]) == pytest.approx(decoded / 1e9, rel=0.01)
+    assert not Path(held[2]).exists()  # a look leaves nothing behind
 
 
 def test_a_choice_that_is_left_open_is_one_line(phantom_store: Path) -> None:

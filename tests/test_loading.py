@@ -8,26 +8,47 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from torch.utils.data import Dataset
 
-from mvl_dist.data import Batch, CaseDataset, RankBatches
+from mvl_dist.case_reader import CaseReader
+from mvl_dist.data import Batch, CaseDataset, Item, Layout, RankBatches
 from mvl_dist.errors import UserError
 from mvl_dist.loading import BatchLoader, timed
+from mvl_dist.node_cache import NodeCache
 from mvl_dist.store import read_manifest
 
 REPO = Path(__file__).resolve().parent.parent
 
 
-def test_worker_processes_give_the_same_batches(phantom_store: Path) -> None:
+def test_workers_and_the_cache_give_the_same_batches(phantom_store: Path, tmp_path: Path) -> None:
     manifest = read_manifest(phantom_store, "93")
-    dataset = CaseDataset(phantom_store, manifest, sorted(manifest.cases), "first", "binary")
-    loaders = [BatchLoader(dataset, RankBatches(8, 4, 0, 1, seed=0), n) for n in (0, 1)]
-    for here, there in zip(*loaders, strict=True):
-        assert here["case"] == there["case"]
-        torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
+    reader = CaseReader(phantom_store, manifest.task.name)
+    cache = NodeCache(tmp_path, 10**9)
+    plain, cached = (
+        CaseDataset(reader_, manifest, sorted(manifest.cases), "first")
+        for reader_ in (reader, reader.through(cache, manifest))
+    )
+    orders = [RankBatches(8, 2, 0, 1, seed=0) for _ in range(3)]
+    loaders = [
+        BatchLoader(dataset, order, workers)
+        for dataset, order, workers in zip((plain, cached, cached), orders, (0, 0, 2), strict=True)
+    ]
+    for epoch, first_batch in ((0, 0), (1, 0), (1, 2)):  # the last as after a resume
+        for order in orders:
+            order.set_position(epoch, first_batch)
+        steps = 0
+        for one, *others in zip(*loaders, strict=True):
+            steps += 1
+            for other in others:
+                assert other["case"] == one["case"]
+                assert other["position"] == one["position"]
+                assert torch.equal(other["image"], one["image"])
+                assert torch.equal(other["label"], one["label"])
+        assert steps == 4 - first_batch
+    assert len(list(tmp_path.glob("*.npy"))) == 16  # two arrays of each of 8 cases
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -39,17 +60,19 @@ def test_a_damaged_case_is_one_line_whoever_reads_it(
     cases = sorted(manifest.cases)
     chunk = store / manifest.task.name / "cases" / cases[2] / "label" / "c" / "0" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-5])
-    dataset = CaseDataset(store, manifest, cases, "first", "binary")
+    dataset = CaseDataset(CaseReader(store, manifest.task.name), manifest, cases, "first")
     with pytest.raises(UserError) as caught:
         list(BatchLoader(dataset, RankBatches(len(cases), 2, 0, 1, seed=0), workers))
     assert len(str(caught.value).splitlines()) == 1
     assert f"--leave-out {cases[2]}" in str(caught.value)
 
 
-class Killed(Dataset[Batch]):
+class Killed:
     """A machine that is out of memory."""
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
+    layout: ClassVar[Layout] = {}
+
+    def __getitem__(self, item: Item) -> Batch:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
@@ -58,6 +81,55 @@ def test_a_killed_worker_is_one_line_that_says_what_to_lower() -> None:
     with pytest.raises(UserError, match=r"lower --workers \(now 1\)") as caught:
         list(BatchLoader(Killed(), RankBatches(4, 2, 0, 1, seed=0), workers=1))
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Numbered:
+    """Samples whose every value is their position."""
+
+    layout: ClassVar[Layout] = {"image": ((3, 5), torch.float32), "label": ((5,), torch.uint8)}
+
+    def __getitem__(self, item: Item) -> Batch:
+        return {
+            "image": torch.full((3, 5), float(item.position)),
+            "label": torch.full((5,), item.position, dtype=torch.uint8),
+            "case": f"case {item.position}",
+        }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_stays_as_it_is_while_a_step_uses_it(workers: int) -> None:
+    loader = BatchLoader(Numbered(), RankBatches(60, 2, 0, 1, seed=0), workers)
+    for number, batch in enumerate(loader):
+        time.sleep(0.01)  # workers go on as far as they may
+        wanted = torch.tensor([2 * number, 2 * number + 1])
+        assert torch.equal(batch["image"], wanted.float()[:, None, None].expand(2, 3, 5))
+        assert torch.equal(batch["label"], wanted.to(torch.uint8)[:, None].expand(2, 5))
+        assert batch["case"] == [f"case {position}" for position in wanted.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_that_is_kept_too_long_is_an_error_and_never_overwritten(workers: int) -> None:
+    loader = BatchLoader(Numbered(), RankBatches(12, 2, 0, 1, seed=0), workers)
+    kept: list[torch.Tensor] = []
+    with pytest.raises(RuntimeError, match="clone its tensors"):
+        kept.extend(batch["label"][0] for batch in loader)  # a view is enough
+    assert [int(label[0]) for label in kept] == [0, 2]
+
+
+def test_a_sample_of_another_shape_is_refused_and_not_stretched() -> None:
+    class Broken(Numbered):
+        layout: ClassVar[Layout] = {"image": ((4, 3, 5), torch.float32)}
+
+    with pytest.raises(ValueError, match=r"image of a sample is \(3, 5\)"):
+        next(iter(BatchLoader(Broken(), RankBatches(4, 2, 0, 1, seed=0), workers=0)))
+
+
+def test_batches_for_which_there_is_no_memory_are_one_line() -> None:
+    class Huge(Numbered):
+        layout: ClassVar[Layout] = {"image": ((2**42,), torch.float32)}
+
+    with pytest.raises(UserError, match="lower --workers or --batch-size"):
+        BatchLoader(Huge(), RankBatches(4, 2, 0, 1, seed=0), workers=0)
 
 
 def test_the_wait_for_a_batch_counts_the_loader_and_not_the_step() -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from mvl_dist.case_reader import CaseReader
 from mvl_dist.config import DataConfig
 from mvl_dist.data import Item, RankBatches
 from mvl_dist.loading import BatchLoader
+from mvl_dist.node_cache import NodeCache
 from mvl_dist.patches import (
     PatchDataset,
     crop_around_reference,
@@ -33,7 +35,8 @@ def manifest(phantom_store: Path) -> Manifest:
 def crops(store: Path, manifest: Manifest, **changes: object) -> PatchDataset:
     base = DataConfig(store=store, task="93", resolution="spaced", grid=CROP, channels="all")
     data = replace(base, target="labels", **changes)  # type: ignore[arg-type]
-    return PatchDataset(manifest, sorted(manifest.cases), data, batch_size=4, seed=5)
+    reader = CaseReader(store, manifest.task.name)
+    return PatchDataset(reader, manifest, sorted(manifest.cases), data, batch_size=4, seed=5)
 
 
 @pytest.mark.parametrize(
@@ -100,24 +103,23 @@ def test_a_crop_holds_what_the_arrays_hold_and_zeros_beyond_them(
     places = np.argwhere((windows == inner[0]).all((2, 3, 4)))
     assert len(places) == 1
     (h, w), size = places[0], 32
-    for region, (value, _) in enumerate(manifest.task.labels):
-        expected = label[:, h : h + size, w : w + size] == value
-        np.testing.assert_array_equal(item["target"][region, before : before + deep], expected)
+    expected = label[:, h : h + size, w : w + size]
+    np.testing.assert_array_equal(item["label"][before : before + deep], expected)
     for outside in (item["image"][:, :before], item["image"][:, before + deep :]):
         assert not outside.any()
     assert item["image"].dtype == torch.float16
-    assert item["target"].any()
+    assert item["label"].any()
 
 
 def test_every_foreground_crop_holds_foreground(phantom_store: Path, manifest: Manifest) -> None:
     dataset = crops(phantom_store, manifest, grid=(8, 8, 8), foreground=1.0)
-    held = [dataset[Item(n % 8, n, 0)]["target"].amax((1, 2, 3)).tolist() for n in range(48)]
-    assert all(max(masks) == 1 for masks in held)
+    held = [set(dataset[Item(n % 8, n, 0)]["label"].unique().tolist()) for n in range(48)]
+    assert all(labels - {0} for labels in held)
     # Both classes are sought alike; the lesion is small, so crops around the organ rarely have it.
-    lesions = sum(masks[1] for masks in held)
+    lesions = sum(2 in labels for labels in held)
     assert 12 < lesions <= 48
     anywhere = crops(phantom_store, manifest, grid=(8, 8, 8), foreground=0.0)
-    found = sum(bool(anywhere[Item(n % 8, n, 0)]["target"].any()) for n in range(48))
+    found = sum(bool(anywhere[Item(n % 8, n, 0)]["label"].any()) for n in range(48))
     assert found < 40
 
 
@@ -132,7 +134,9 @@ def test_crops_are_the_same_at_any_number_of_ranks_and_workers_and_after_a_resum
         for rank in range(ranks):
             batches = RankBatches(len(dataset), 4, rank, ranks, seed=5)
             batches.set_position(number, first)
-            parts.append([batch["image"] for batch in BatchLoader(dataset, batches, workers)])
+            parts.append(
+                [batch["image"].clone() for batch in BatchLoader(dataset, batches, workers)]
+            )
         return [torch.cat(step) for step in zip(*parts, strict=True)]
 
     whole = epoch(1)
@@ -166,3 +170,16 @@ def test_the_crop_that_is_shown_has_the_reference_in_its_middle(
     assert image.shape[1:] == label.shape == CROP
     whole = read_array(phantom_store, manifest.task.name, case, "label_spaced")
     assert bool(label[8, 16, 16]) or label.count_nonzero() > 0.1 * np.count_nonzero(whole)
+
+
+def test_crops_out_of_the_nodes_cache_are_those_of_the_store(
+    phantom_store: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    dataset, cached = crops(phantom_store, manifest), crops(phantom_store, manifest)
+    cached.reader = cached.reader.through(NodeCache(tmp_path, 10**9), manifest)
+    for item in (Item(n % 8, n, epoch) for epoch in range(5) for n in range(8)):
+        one, other = dataset[item], cached[item]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
+    assert len(list(tmp_path.glob("*.image_spaced.*.npy"))) == 8
+    assert len(list(tmp_path.glob("*.label_spaced.*.npy"))) == 8

@@ -54,7 +54,8 @@ def described(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
 def _deciding(config: RunConfig, reads: Collection[str]) -> dict[str, Any]:
     plain = described(config, reads)
     decides = {key: plain[key] for key in ("data", "model", "optim")}
-    del decides["data"]["store"], decides["data"]["workers"]
+    for place in ("store", "workers", "cache_gb"):
+        del decides["data"][place]
     # Newer than the first runs, which keep their names.
     if not config.data.leave_out:
         del decides["data"]["leave_out"]

@@ -56,6 +56,9 @@ class DataConfig:
     """Cases to do without, e.g. damaged ones; the others stay in their parts of the split."""
     workers: int = 4
     """Loader processes a rank."""
+    cache_gb: float | Literal["auto"] = "auto"
+    """Decoded cases that a node keeps for all its processes, GB, in /dev/shm (where that is too
+    small, in $TMPDIR); `auto`: at most half of what is free; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,8 @@ def check(config: RunConfig) -> None:
             "--activation softmax makes classes exclude each other, and the regions of --target "
             "regions overlap: use sigmoid, or --target labels"
         )
+    if data.cache_gb != "auto" and not data.cache_gb >= 0:
+        raise UserError(f"--cache-gb {data.cache_gb}: a number of GB, 0 for no cache, or auto")
     if optim.warmup_epochs < 0 or optim.max_grad_norm < 0 or data.workers < 0 or model.features < 0:
         raise UserError(
             "--warmup-epochs, --max-grad-norm, --workers and --features must not be negative"

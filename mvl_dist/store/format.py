@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,16 @@ class Manifest:
     def spaced_checksum(self) -> str:
         """Identity of all the data, that at the task's spacing included."""
         return self._checksum((*ARRAYS, *SPACED_ARRAYS), spacing_mm=self.spacing_mm)
+
+    def nbytes(self, case: str, array: str, channels: int | None = None) -> int:
+        """Bytes of an image, or of its first channels, or of a label, once it is decoded."""
+        info = self.cases[case]
+        kind, _, grid = array.partition("_")
+        shape = {"": self.grid, "native": info.native_shape, "spaced": info.spaced_shape}[grid]
+        if shape is None:
+            raise ValueError(f"{case} has no {array}")
+        bytes_a_voxel = {"image": 2 * (channels or len(self.task.modalities)), "label": 1}[kind]
+        return math.prod(shape) * bytes_a_voxel
 
     def _checksum(self, arrays: Sequence[str], **more: Any) -> str:
         task = asdict(self.task)
