@@ -27,6 +27,7 @@ from mvl_dist.kernels import (
     swiglu,
 )
 from mvl_dist.losses import dice_bce_loss
+from mvl_dist.models.donors.llama_recomputed import recomputed
 from tests.kernels.checking import Draw, kept_bytes
 from tests.kernels.interpreter import DEVICE
 from tests.kernels.test_lora_linear import peft_layers, random_parts
@@ -124,6 +125,28 @@ def activations(draw: Draw) -> Iterator[Row]:
             "ours": lambda: kept_bytes(swiglu.triton_fused, both),
         },
     )
+    x = draw.normal(TOKENS, HIDDEN)
+    gate_up = random_parts(draw, HIDDEN, (WIDE, WIDE), (0, 0))
+    gate_up = [part._replace(bias=None) for part in gate_up]
+    down = [lora_linear.Part(draw.normal(HIDDEN, WIDE, trained=False))]
+    weights = tuple(part.weight for part in (*gate_up, *down))
+
+    def wide(x: Tensor) -> Tensor:
+        return swiglu.triton_fused(lora_linear.torch_fast(x, gate_up, True))
+
+    def mlp(x: Tensor) -> Tensor:
+        return lora_linear.torch_fast(wide(x), down)[0]
+
+    def mlp_again(x: Tensor) -> Tensor:
+        return lora_linear.torch_fast(recomputed(wide, x), down)[0]
+
+    yield (
+        f"the block's MLP, {HIDDEN} to {WIDE} and back",
+        {
+            "ours": lambda: kept_bytes(mlp, x, but=weights),
+            "--recompute-mlp": lambda: kept_bytes(mlp_again, x, but=weights),
+        },
+    )
     shape = (1, 1, 8 * TOKENS, 8, 8)  # a token is 8^3 voxels
     target = (torch.rand(shape, generator=draw.generator) < 0.1).to(DEVICE)
     logits = draw.normal(*shape)
@@ -147,7 +170,7 @@ def main() -> None:
             kept = {way: keep() * SHOWN / TOKENS / 1e6 for way, keep in ways.items()}
             print(f"\n{name}")
             for way, megabytes in kept.items():
-                print(f"  {way:14}{megabytes:9.1f}")
+                print(f"  {way:16}{megabytes:9.1f}")
 
 
 if __name__ == "__main__":

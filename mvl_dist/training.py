@@ -71,22 +71,28 @@ def _fit_batch(plan: Plan, world_size: int) -> Plan:
 
 def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTracker, FitResult]:
     from mvl_dist import runs
+    from mvl_dist.compiling import check_compile, compile_in_place
     from mvl_dist.engine import Trainer, dtype_name, prepare_engine, running_stage
     from mvl_dist.kernels import dispatch
     from mvl_dist.models import frozen
     from mvl_dist.models.count import donor_parameter_names, parameter_report
+    from mvl_dist.models.donors.llama_recomputed import recompute_mlps
     from mvl_dist.tracking import NullTracker, Tracker, default_uri
 
     config = plan.config
     if config.kernels == "triton":
         dispatch.require_triton()
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    stage = settings["zero_optimization"]["stage"]
+    if config.compile:
+        check_compile(stage, accelerator.device.type)
     if MODELS[config.model.name].needs_donor:
-        settings = accelerator.state.deepspeed_plugin.deepspeed_config
-        stage = settings["zero_optimization"]["stage"]
         frozen.check_launch(config.model.frozen_precision, stage, accelerator.device)
     donor = runs.load_run_donor(config)
     donor_checksum = donor.checksum if donor else ""
     model = runs.build(plan.recipe, donor)
+    if config.recompute_mlp:
+        recompute_mlps(model, stage)
     checksum = runs.frozen_checksum(model)
     counts = parameter_report(model)
     donor_names = donor_parameter_names(model)
@@ -110,6 +116,8 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
                 distributed.say(f"goes on from step {step} of {config.resume_from}")
         runs.write_description(folder, plan, {**about, **plan.recipe.to_plain()})
         tracker = Tracker(folder, default_uri(config.output), config.experiment, folder.name)
+    if config.compile:
+        compile_in_place(model)
     engine = prepare_engine(accelerator, model, config.optim)
     running = {
         "zero_stage": running_stage(engine),
@@ -119,6 +127,7 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
         "donor_checksum": donor_checksum,
         "device": _device_name(accelerator),
         "kernels": _kernels(config.kernels, accelerator),
+        "compile": config.compile,
         "key": key,
     }
     _describe(plan, tracker, folder, counts, running)

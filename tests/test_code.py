@@ -17,7 +17,7 @@ LAYERS = [
     {
         *("config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"),
         *("postprocess", "launcher", "resample", "intensity", "nifti", "parallel", "native_grid"),
-        *("labelling", "showcase"),
+        *("labelling", "showcase", "compiling"),
     },
     {"store", "statistics", "node_cache"},
     {"case_reader", "cache_folder"},

@@ -1,6 +1,7 @@
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -136,10 +137,12 @@ def test_mirror_axes_name_a_run_that_mirrors_and_no_other() -> None:
     assert len({*names[0], *names[1]}) == 3
 
 
-@pytest.mark.parametrize("kernels", ["triton", "torch"])
-def test_how_operations_run_does_not_rename_a_run(kernels: str) -> None:
+@pytest.mark.parametrize(
+    "how", [{"kernels": "triton"}, {"kernels": "torch"}, {"recompute_mlp": True}, {"compile": True}]
+)
+def test_how_operations_run_does_not_rename_a_run(how: dict[str, Any]) -> None:
     """The literals are what version 0.3.0 printed, which had no such setting."""
-    config = dataclasses.replace(PRESETS["smoke"](), kernels=kernels)  # type: ignore[arg-type]
+    config = dataclasses.replace(PRESETS["smoke"](), **how)
     reads = MODELS["medvisionllama"].reads
     assert identity(config, reads, "data", "donor") == "38053b12c5"
     assert request_key(config, reads) == "3f2031a599"

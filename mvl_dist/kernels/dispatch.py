@@ -54,6 +54,15 @@ class Chooser:
         """Run an operation as the policy says."""
         if self.policy == "torch":
             return in_torch(operation)(*arguments, **options)
+        tensors = [leaf for leaf in _leaves((*arguments, *options.values())) if _is_tensor(leaf)]
+        if self.policy == "auto" and tensors[0].device.type not in self.measured:
+            return in_torch(operation)(*arguments, **options)
+        return self._choose(operation, tensors, arguments, options)
+
+    @torch.compiler.disable  # a compiled graph can neither be timed nor hold these kernels
+    def _choose(
+        self, operation: ModuleType, tensors: list[Any], arguments: tuple[Any, ...], options: Any
+    ) -> Any:
         if self.policy == "triton":
             why = operation.cannot(*arguments, **options)
             if why:
@@ -62,9 +71,6 @@ class Chooser:
                     "--kernels auto takes torch where a kernel cannot run"
                 )
             return operation.triton_fused(*arguments, **options)
-        tensors = [leaf for leaf in _leaves((*arguments, *options.values())) if _is_tensor(leaf)]
-        if tensors[0].device.type not in self.measured:
-            return in_torch(operation)(*arguments, **options)
         if self._pick(operation, tensors, arguments, options) == "triton":
             return operation.triton_fused(*arguments, **options)
         return in_torch(operation)(*arguments, **options)

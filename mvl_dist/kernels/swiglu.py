@@ -4,8 +4,8 @@
 
 Eager keeps gate, silu(gate) and up for backward: 1.4 GB in a Llama-3.1-8B block at 4 samples of
 4096 tokens in bf16. The kernel keeps its input, two thirds of that, and computes silu anew. Not to
-keep that either would take the product with gate's and up's weights once more: a fifth of the whole
-step's work, for 0.9 GB that a data-centre GPU has (torch.utils.checkpoint does it where it hasn't).
+keep that either takes the product with gate's and up's weights once more, a fifth of the whole
+step's work, for 0.8 GB that a data-centre GPU has: `--recompute-mlp True` does it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from mvl_dist.losses import dice_bce_loss
 from mvl_dist.models import build_model
 from mvl_dist.models.count import parameter_report
 from mvl_dist.models.donors import load_donor
+from mvl_dist.models.donors.llama_recomputed import recompute_mlps
+from tests.kernels.checking import kept_bytes
 from tests.kernels.interpreter import DEVICE
 
 GRID = (8, 8, 12)  # 12 tokens: no multiple of a kernel's block
@@ -251,3 +253,47 @@ def test_norm_and_linear_are_one_where_their_weights_are_at_hand(
             outputs.append(model(image))
         assert len(ran) == times
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["torch", "triton"])
+def test_an_mlp_that_is_computed_again_changes_no_bit_and_keeps_its_input_alone(
+    policy: str, tmp_path: Path
+) -> None:
+    shape = shape_of(tmp_path, intermediate_size=4096)
+    (image, target), found, kept = batch(), [], []
+    for again in (False, True):
+        model = build("medvisionllama", shape, lora=LoRAConfig(targets=("gate_proj", "v_proj")))
+        if again:
+            recompute_mlps(model, 2)
+        weights = tuple(model.parameters())
+        with dispatch.using(policy):
+            kept.append(kept_bytes(model, image, but=weights))
+            dice_bce_loss(model(image), target).backward()
+        found.append([p.grad for p in weights if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    wide = 2 * 12 * 4096 * 4  # two samples of 12 tokens, in float32
+    assert kept[0] - kept[1] > (2 if policy == "triton" else 3) * wide
+
+
+def test_a_model_without_such_an_mlp_says_so(shape: str) -> None:
+    with pytest.raises(UserError, match="--recompute-mlp True: the model has no block"):
+        recompute_mlps(build("vit_baseline", ""), 2)
+    with pytest.raises(UserError, match="does not go with ZeRO-3"):
+        recompute_mlps(build("medvisionllama", shape), 3)
+
+
+@pytest.mark.parametrize("policy", ["torch", "triton"])
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
+def test_graphs_around_the_kernels_give_the_same_curve(
+    policy: str, again: bool, shape: str
+) -> None:
+    curves = []
+    for compiled in (False, True):
+        model = build("medvisionllama", shape)
+        if again:
+            recompute_mlps(model, 2)
+        if compiled:  # the graphs alone: inductor's code is the system test's
+            model.compile(backend="aot_eager", dynamic=False)
+        curves.append(curve(model, policy, 2))
+    torch._dynamo.reset()
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)

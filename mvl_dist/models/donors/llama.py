@@ -21,7 +21,14 @@ from mvl_dist.models.donors.families import FAMILIES
 
 
 class LlamaBlock(Block):
-    """Decoder layers and the final RMSNorm: hidden states (B, T, H) -> (B, T, H)."""
+    """Decoder layers and the final RMSNorm: hidden states (B, T, H) -> (B, T, H).
+
+    Attributes:
+        recompute_mlp: compute the MLP's wide activations again in backward instead of keeping
+            them; set by `llama_recomputed`.
+    """
+
+    recompute_mlp = False
 
     def __init__(self, layers: nn.ModuleList, norm: nn.Module, head_dim: int) -> None:
         super().__init__(layers, norm)

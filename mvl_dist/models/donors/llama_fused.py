@@ -3,17 +3,18 @@
     x -> RMSNorm -> q, k, v as one product -> attention -> o
     + x -> RMSNorm -> gate, up as one product -> SwiGLU -> down -> + the sum
 
-SwiGLU's wide activations are computed again in the backward instead of kept.
+Of SwiGLU's wide activations its input alone is kept, and not even that with `recompute_mlp`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mvl_dist.kernels import dispatch, gqa_attention, lora_linear, rms_norm, swiglu
 from mvl_dist.models import adapted
+from mvl_dist.models.donors.llama_recomputed import recomputed
 
 
 def why_not(block: Any) -> str:
@@ -48,9 +49,22 @@ def forward(block: Any, hidden: torch.Tensor) -> torch.Tensor:
         mixed = _attend(layer.self_attn, *dispatch.run(lora_linear, normed, qkv))
         (branch,) = dispatch.run(lora_linear, mixed, o)
         normed, hidden = _norm(layer.post_attention_layernorm, hidden, branch)
-        activated = dispatch.run(swiglu, dispatch.run(lora_linear, normed, gate_up, packed=True))
-        (branch,) = dispatch.run(lora_linear, activated, down)
+        branch = _mlp(normed, gate_up, down, block.recompute_mlp)
     return _norm(block.norm, hidden, branch)[0]
+
+
+def _mlp(normed: torch.Tensor, gate_up: list[Any], down: list[Any], again: bool) -> torch.Tensor:
+    """The MLP: (B, T, H) -> (B, T, H); `again`: keeping `normed` alone."""
+    if again and down[0].a is not None:  # an adapter keeps its input
+        return recomputed(_mlp, normed, gate_up, down, False)
+    wide = recomputed(_wide, normed, gate_up) if again else _wide(normed, gate_up)
+    (branch,) = dispatch.run(lora_linear, wide, down)
+    return cast(torch.Tensor, branch)
+
+
+def _wide(normed: torch.Tensor, gate_up: list[Any]) -> torch.Tensor:
+    packed = dispatch.run(lora_linear, normed, gate_up, packed=True)
+    return cast(torch.Tensor, dispatch.run(swiglu, packed))
 
 
 def _norm(
