@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.data_path.source import Arrays, Source
-from mvl_dist.data import Batch, RankBatches
+from mvl_dist.data import Batch, Item, RankBatches
 from mvl_dist.loading import BatchLoader
 
 BATCH = 4
@@ -41,9 +41,9 @@ class Order(RankBatches):
     def __len__(self) -> int:
         return self.starting or self.passes * self.batches_per_epoch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         for _ in range(self.starting):
-            yield [(self.num_cases, 0)]
+            yield [Item(self.num_cases)]
         for _ in range(0 if self.starting else self.passes):
             self.set_position(self.epoch + 1)
             yield from super().__iter__()
@@ -115,7 +115,7 @@ class Samples:
         grid = (competitor.source.size.grid,) * 3
         self.layout = {"image": ((1, *grid), torch.float16), "label": (grid, torch.uint8)}
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        case = self.cases[item[0]]
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        case = self.cases[item.case]
         image, label = (torch.from_numpy(array) for array in self.competitor.read(case))
         return {"image": image, "label": label, "case": case}

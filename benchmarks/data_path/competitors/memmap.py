@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.data_path.contract import Box, Competitor, Order, Samples
 from benchmarks.data_path.source import Arrays
-from mvl_dist.data import Batch
+from mvl_dist.data import Batch, Item
 
 
 class Memmap(Competitor):
@@ -78,5 +78,5 @@ class _Map(Dataset[Batch]):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
+    def __getitem__(self, item: Item) -> Batch:
         return self.samples[item]

@@ -77,4 +77,4 @@ class Ours(OursUncached):
     def reader(self) -> CaseReader:
         """Through the cache."""
         manifest = read_manifest(self.source.store, TASK)
-        return super().reader().through(self.cache, manifest.cases)
+        return super().reader().through(self.cache, manifest)
