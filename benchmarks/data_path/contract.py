@@ -1,0 +1,121 @@
+"""What a competitor delivers, and how it comes to a batch.
+
+A sample is `image` (C, D, H, W) float16 and `label` (D, H, W) uint8, with its case's name. All
+competitors deliver the same arrays (one, which resamples in another way, only their shapes), and
+batches pass through the project's own `BatchLoader`: worker processes that are spawned, outlive
+the epochs and fill shared batches. So that what differs is the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from benchmarks.data_path.source import Arrays, Source
+from mvl_dist.data import Batch, Item, RankBatches
+from mvl_dist.loading import BatchLoader
+
+BATCH = 4
+Box = tuple[slice, slice, slice]
+
+
+class Order(RankBatches):
+    """Which samples are asked for: to start the workers, or so many passes over the cases."""
+
+    def __init__(self, cases: int) -> None:
+        super().__init__(cases, BATCH, 0, 1, seed=0)
+        self.starting = 0
+        self.passes = 1
+
+    def start(self, workers: int) -> None:
+        """Next comes one sample a worker, of the case that is there for it."""
+        self.starting = workers
+
+    def go(self, passes: int = 1) -> None:
+        """Next come all cases, in another order each pass."""
+        self.starting, self.passes = 0, passes
+
+    def __len__(self) -> int:
+        return self.starting or self.passes * self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for _ in range(self.starting):
+            yield [Item(self.num_cases)]
+        for _ in range(0 if self.starting else self.passes):
+            self.set_position(self.epoch + 1)
+            yield from super().__iter__()
+
+
+class Competitor:
+    """A way to keep cases and to read them.
+
+    Attributes:
+        name: in tables.
+        says: what it is, in a line.
+        equal: its arrays are ours, to the bit.
+        keeps: it keeps samples from its first epoch for later ones, so that every first epoch
+            needs a fresh start.
+        most: of cases that one worker reads in an epoch; 0: all.
+        folder: for its files, if it makes any.
+    """
+
+    name: ClassVar[str]
+    says: ClassVar[str]
+    equal: ClassVar[bool] = True
+    keeps: ClassVar[bool] = False
+    most: ClassVar[int] = 0
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.source, self.folder = source, folder
+
+    def build(self) -> None:
+        """Write its own store into its folder (which is there)."""
+
+    def files(self) -> list[Path]:
+        """What an epoch reads of the disk."""
+        return [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+
+    def fill(self) -> None:
+        """What it does before workers start, as part of its first epoch."""
+
+    def forget(self) -> None:
+        """Leave nothing behind of what it kept."""
+
+    def read(self, case: str) -> Arrays:
+        """Image and label of a case."""
+        raise NotImplementedError
+
+    def box(self, case: str, box: Box) -> Arrays:
+        """A box of image and label at the task's spacing; not all can."""
+        raise NotImplementedError
+
+    @classmethod
+    def cuts(cls) -> bool:
+        """Whether it can read boxes."""
+        return cls.box is not Competitor.box
+
+    def cases(self, workers: int) -> tuple[str, ...]:
+        """What an epoch reads."""
+        return self.source.cases[: self.most * max(workers, 1) or None]
+
+    def batches(self, order: Order, workers: int) -> Iterable[Batch]:
+        """Batches of an epoch after an epoch."""
+        return BatchLoader(Samples(self, self.cases(workers)), order, workers)
+
+
+class Samples:
+    """A competitor's cases as samples; the last one starts the workers."""
+
+    def __init__(self, competitor: Competitor, cases: tuple[str, ...]) -> None:
+        self.competitor = competitor
+        self.cases = (*cases, competitor.source.start)
+        grid = (competitor.source.size.grid,) * 3
+        self.layout = {"image": ((1, *grid), torch.float16), "label": (grid, torch.uint8)}
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        case = self.cases[item.case]
+        image, label = (torch.from_numpy(array) for array in self.competitor.read(case))
+        return {"image": image, "label": label, "case": case}
