@@ -23,8 +23,8 @@ Begin = Callable[[int], None]
 _PLAIN_LINE_EVERY_S = 10.0
 # One case a process is the parallelism; a pool of threads in each would fight over the cores.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
-# Case after case needs arrays of the same sizes. By glibc's default each is asked of the kernel anew,
-# and having its pages zeroed took a quarter of a conversion's CPU time, half of a verification's.
+# Case after case needs arrays of the same sizes. By glibc's default each is asked of the kernel
+# anew, whose zeroing of pages took a fifth of a conversion's CPU time and a third of verifying's.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 _OUT_OF_MEMORY = (
     "ran out of memory or was killed; cases already written are kept: "
