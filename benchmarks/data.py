@@ -4,8 +4,8 @@
 
 Competitors keep the same arrays each in its own way and deliver the same samples through the same
 loader; that they are equal is checked before anything is timed. They take turns within a round,
-and ratios are taken within a round. A full run takes a quarter of an hour at most: a round for which
-no time is left is not begun. JSON and table (.txt) lie side by side in benchmarks/results/, written
+and ratios are taken within a round. A full run takes a quarter of an hour at most: a round for
+which no time is left is not begun. JSON and table (.txt) lie side by side in benchmarks/results/, written
 after each round. Needs the extra `bench`.
 """
 
