@@ -5,8 +5,8 @@
 Competitors keep the same arrays each in its own way and deliver the same samples through the same
 loader; that they are equal is checked before anything is timed. They take turns within a round,
 and ratios are taken within a round. A full run takes a quarter of an hour at most: a round for
-which no time is left is not begun. JSON and table (.txt) lie side by side in benchmarks/results/, written
-after each round. Needs the extra `bench`.
+which no time is left is not begun. JSON and table (.txt) lie side by side in benchmarks/results/,
+written after each round. Needs the extra `bench`.
 """
 
 from __future__ import annotations
