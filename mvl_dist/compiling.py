@@ -8,6 +8,7 @@ import shutil
 from torch import nn
 
 from mvl_dist.errors import UserError
+from mvl_dist.kernels import dispatch
 
 MOST_GRAPHS = 64
 """Of one function: operations x shapes x training or not."""
@@ -40,7 +41,7 @@ def check_compile(zero_stage: int, device: str) -> None:
         )
 
 
-def compile_in_place(model: nn.Module) -> None:
+def compile_in_place(model: nn.Module, backend: str = "inductor") -> None:
     """Compile a model's forward at its first call; its parameters and their names stay.
 
     Each kind of input (training batch, validation case) is compiled by itself, its sizes fixed.
@@ -49,4 +50,5 @@ def compile_in_place(model: nn.Module) -> None:
 
     # Every operation that runs as a kernel enters `dispatch.run` between two graphs.
     torch._dynamo.config.recompile_limit = MOST_GRAPHS
-    model.compile(dynamic=False)
+    dispatch.keep_out_of_graphs()
+    model.compile(dynamic=False, backend=backend)

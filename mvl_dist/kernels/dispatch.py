@@ -59,7 +59,6 @@ class Chooser:
             return in_torch(operation)(*arguments, **options)
         return self._choose(operation, tensors, arguments, options)
 
-    @torch.compiler.disable  # a compiled graph can neither be timed nor hold these kernels
     def _choose(
         self, operation: ModuleType, tensors: list[Any], arguments: tuple[Any, ...], options: Any
     ) -> Any:
@@ -116,6 +115,14 @@ class Chooser:
         if not found.reason:  # what failed is tried again
             file.write(found)
         return found
+
+
+def keep_out_of_graphs() -> None:
+    """From now on kernels, and operations to be timed, stand between torch.compile's graphs.
+
+    Not as a decorator: that would import torch's compiler, and Triton, into every process.
+    """
+    Chooser._choose = torch.compiler.disable(Chooser._choose)  # type: ignore[method-assign]
 
 
 _chooser = Chooser()

@@ -208,6 +208,14 @@ dispatch.configure("triton")
     assert "pip install -c constraints.txt triton" in done.stderr.splitlines()[-1]
 
 
+def test_an_import_brings_neither_triton_nor_torchs_compiler() -> None:
+    code = (
+        "import sys, mvl_dist.kernels.dispatch; print({'triton', 'torch._dynamo'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 TWO_RANKS = """
 import sys, time
 import torch, torch.distributed as dist

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mvl_dist import activations
+from mvl_dist.compiling import compile_in_place
 from mvl_dist.config import LoRAConfig, ModelConfig
 from mvl_dist.errors import UserError
 from mvl_dist.kernels import dispatch, layer_norm_linear
@@ -293,7 +294,7 @@ def test_graphs_around_the_kernels_give_the_same_curve(
         if again:
             recompute_mlps(model, 2)
         if compiled:  # the graphs alone: inductor's code is the system test's
-            model.compile(backend="aot_eager", dynamic=False)
+            compile_in_place(model, backend="aot_eager")
         curves.append(curve(model, policy, 2))
     torch._dynamo.reset()
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
