@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from mvl_dist.augment import PRESETS, Anatomy
 from mvl_dist.augment.presets import STRONG, Step, strong
-from mvl_dist.data import RankBatches
+from mvl_dist.data import Item, RankBatches
 from mvl_dist.tasks import TASKS
 
 ANATOMY = Anatomy((1.5, 1.0, 0.8), (2,), keeps_background=True)
@@ -19,21 +19,23 @@ def case(index: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values.half(), (values > 0.3).to(torch.uint8)
 
 
-def augmented(name: str, items: list[tuple[int, int]], epoch: int = 0) -> list[torch.Tensor]:
-    """Image and target of each (case, position) after one call with all of them."""
-    image, target = (torch.stack(parts) for parts in zip(*(case(i) for i, _ in items), strict=True))
-    image, target = PRESETS[name](image, target, [(5, epoch, p) for _, p in items], ANATOMY)
+def augmented(name: str, items: list[Item]) -> list[torch.Tensor]:
+    """Image and target of each item after one call with all of them."""
+    cases = (case(item.case) for item in items)
+    image, target = (torch.stack(parts) for parts in zip(*cases, strict=True))
+    seeds = [(5, item.epoch, item.position) for item in items]
+    image, target = PRESETS[name](image, target, seeds, ANATOMY)
     return [torch.cat(parts) for parts in zip(image, target, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["paper", "strong"])
 def test_a_batch_of_four_is_four_batches_of_one(name: str) -> None:
-    items = [(0, 0), (1, 1), (2, 2), (3, 3)]
     for epoch in range(25):
+        items = [Item(number, number, epoch) for number in range(4)]
         torch.manual_seed(epoch)
-        together = augmented(name, items, epoch)
+        together = augmented(name, items)
         torch.manual_seed(-epoch)
-        apart = [augmented(name, [item], epoch)[0] for item in reversed(items)][::-1]
+        apart = [augmented(name, [item])[0] for item in reversed(items)][::-1]
         assert all(torch.equal(*pair) for pair in zip(together, apart, strict=True))
 
 
@@ -46,7 +48,7 @@ def test_ranks_together_see_what_one_rank_sees(name: str, world_size: int) -> No
             batches = RankBatches(CASES, 4, rank, ranks, seed=5)
             for items in batches:
                 found = augmented(name, items)
-                samples |= {p: one for (_, p), one in zip(items, found, strict=True)}
+                samples |= {item.position: one for item, one in zip(items, found, strict=True)}
         return samples
 
     alone, shared = seen(1), seen(world_size)
