@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from data_prep.convert import ConvertOptions, convert_task
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
+from mvl_dist.case_reader import CaseReader
 from mvl_dist.data import Batch, CaseDataset, RankBatches
 from mvl_dist.loading import BatchLoader
 from mvl_dist.place import RemotePlace
@@ -109,9 +110,9 @@ def main() -> None:
             size = sum(f.stat().st_size for f in folder.rglob("*/c/**/*") if f.is_file()) / CASES
             print(f"{CASES} cases at {options.grid}^3, {size / 1e6:.1f} MB each")
             ways = {
-                "a folder": CaseDataset(folder, manifest, cases, "all", "labels"),
-                "s3": CaseDataset(far, manifest, cases, "all", "labels"),
-                "s3, one by one": OneByOne(far, manifest, cases, "all", "labels"),
+                "a folder": CaseDataset(CaseReader(folder, TASK), manifest, cases, "all"),
+                "s3": CaseDataset(CaseReader(far, TASK), manifest, cases, "all"),
+                "s3, one by one": OneByOne(CaseReader(far, TASK), manifest, cases, "all"),
             }
             chunks = [f"{TASK}/cases/{case}/image/c/0/0/0/0" for case in cases] * PASSES
             most = asyncio.run(limit(far, chunks))

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from data_prep import verify
-from mvl_dist import doctor, store
+from mvl_dist import cache_folder, doctor, store
+from mvl_dist.case_reader import CaseReader
 from mvl_dist.data import CaseDataset, RankBatches
 from mvl_dist.errors import UserError
 from mvl_dist.loading import BatchLoader
+from mvl_dist.node_cache import NodeCache
 from mvl_dist.place import StorePlace, store_place
 from mvl_dist.store import connection
 from tests.object_server import ObjectServer, object_server
@@ -52,6 +54,7 @@ def bucket(
     """A copy of one phantom task of this test's own, below a path of a bucket."""
     name = f"bucket-{abs(hash(request.node.name))}"
     reachable.upload(phantom_store / TASK, name, f"my/store/{TASK}/")
+    reachable.put(name, "my/store/zarr.json", (phantom_store / "zarr.json").read_bytes())
     reachable.taken()
     return store_place(f"s3://{name}/my/store")
 
@@ -71,22 +74,27 @@ def one_line(caught: pytest.ExceptionInfo[UserError]) -> str:
 
 def loader(place: StorePlace, workers: int) -> tuple[BatchLoader, RankBatches]:
     manifest = store.read_manifest(place, TASK)
-    dataset = CaseDataset(place, manifest, sorted(manifest.cases), "all", "labels")
+    dataset = CaseDataset(CaseReader(place, TASK), manifest, sorted(manifest.cases), "all")
     order = RankBatches(CASES, 2, 0, 1, seed=0)
     return BatchLoader(dataset, order, workers), order
+
+
+def same_batches(far: StorePlace, near: Path, workers: int = 0) -> int:
+    """Compare an epoch of two stores, bit by bit; returns the number of batches."""
+    count = 0
+    for here, there in zip(loader(far, workers)[0], loader(near, 0)[0], strict=True):
+        count += 1
+        assert here["case"] == there["case"]
+        for part in ("image", "label"):
+            torch.testing.assert_close(here[part], there[part], rtol=0, atol=0)
+    return count
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_is_the_same_as_from_a_folder(
     bucket: StorePlace, phantom_store: Path, workers: int
 ) -> None:
-    (far, _), (near, _) = loader(bucket, workers), loader(phantom_store, 0)
-    batches = list(zip(far, near, strict=True))
-    assert len(batches) == CASES // 2
-    for here, there in batches:
-        assert here["case"] == there["case"]
-        for part in ("image", "target"):
-            torch.testing.assert_close(here[part], there[part], rtol=0, atol=0)
+    assert same_batches(bucket, phantom_store, workers) == CASES // 2
 
 
 def test_every_array_whole_and_in_part_is_as_in_a_folder(
@@ -136,9 +144,9 @@ def test_a_crop_asks_for_the_index_of_its_shard_once_and_for_its_chunks_at_once(
             for name, values in arrays.named().items():
                 there = store.read_array(place, "T", "c", name)
                 np.testing.assert_array_equal(there, values)
-            slow.delete("shard-bucket", "T/cases/c/label_spaced/c/0/0/0")
+            slow.delete("shard-bucket", "T/cases/c/label_spaced/c.0.0.0")
             with pytest.raises(UserError, match="label_spaced"):
-                store.read_box(place, "T", "c", "label_spaced", (slice(70, 80),) * 3)
+                store.read_box(place, "T", "c", "label_spaced", (slice(0, 9),) * 3)
 
 
 def test_a_case_costs_four_requests_and_later_two(
@@ -157,6 +165,24 @@ def test_a_case_costs_four_requests_and_later_two(
         assert all(path.startswith("GET ") for path in seen)
 
 
+def test_what_the_nodes_cache_holds_is_not_asked_for_again(
+    bucket: StorePlace, reachable: ObjectServer, tmp_path: Path
+) -> None:
+    manifest = store.read_manifest(bucket, TASK)
+    cache_folder.join(tmp_path / "cache")
+    try:
+        reader = CaseReader(bucket, TASK).through(NodeCache(tmp_path / "cache", 10**9), manifest)
+        dataset = CaseDataset(reader, manifest, sorted(manifest.cases), "all")
+        order = RankBatches(CASES, 2, 0, 1, seed=0)
+        batches = BatchLoader(dataset, order, 0)
+        for epoch, requests in ((0, 1 + 4 * CASES), (1, 0)):
+            order.set_position(epoch)
+            assert sum(1 for _ in batches) == CASES // 2
+            assert len(reachable.taken()[0]) == requests
+    finally:
+        cache_folder.leave(tmp_path / "cache")
+
+
 def test_the_files_of_this_batch_and_the_next_are_asked_for_at_once(
     phantom_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +192,7 @@ def test_the_files_of_this_batch_and_the_next_are_asked_for_at_once(
             slow.upload(phantom_store / TASK, "slow-bucket", f"{TASK}/", at_once=16)
             batches, _ = loader(store_place("s3://slow-bucket"), 0)
             slow.taken()
-            assert len(list(batches)) == CASES // 2
+            assert sum(1 for _ in batches) == CASES // 2
             seen, most_at_once = slow.taken()
     assert len(seen) == 4 * CASES
     assert most_at_once == 16  # two batches of two cases of four files
@@ -286,7 +312,8 @@ def test_a_damaged_object_names_its_case(
         kept = content if damage == "flipped" else content[:-7]
         reachable.put(*key(bucket, path), bytes(kept))
     with pytest.raises(UserError, match=f"--leave-out {case}") as caught:
-        list(loader(bucket, 0)[0])
+        for _ in loader(bucket, 0)[0]:
+            pass
     assert f"{case}/label" in one_line(caught)
     assert verify.main(["--store", str(bucket), "--workers", "1"]) == 1
     found = [line for line in capsys.readouterr().out.splitlines() if "arrays read" not in line]
@@ -332,10 +359,12 @@ def test_a_web_server_serves_a_store_by_the_tasks_full_name(
 
         wait_for_port(port)
         place = store_place(f"http://127.0.0.1:{port}")
-        far, near = list(loader(place, 0)[0]), list(loader(phantom_store, 0)[0])
-        for here, there in zip(far, near, strict=True):
-            torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
+        assert same_batches(place, phantom_store) == CASES // 2
         assert verify.main(["--store", str(place), "--tasks", TASK, "--workers", "1"]) == 0
+        case = sorted(store.read_manifest(place, TASK).cases)[0]
+        with pytest.raises(UserError, match="does not hand out parts of files") as caught:
+            store.read_box(place, TASK, case, "image_spaced", (slice(0, 9),) * 3)
+        one_line(caught)
         with pytest.raises(UserError, match="name the task in full") as caught:
             verify.main(["--store", str(place)])
         one_line(caught)
@@ -360,6 +389,4 @@ def test_googles_store_is_read_by_its_own_protocol(
         (tmp_path / "account.json").write_text(json.dumps(account))
         monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
         connection.connect.cache_clear()
-        far = list(loader(store_place("gs://gs-bucket/store"), 0)[0])
-    for here, there in zip(far, loader(phantom_store, 0)[0], strict=True):
-        torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
+        assert same_batches(store_place("gs://gs-bucket/store"), phantom_store) == CASES // 2

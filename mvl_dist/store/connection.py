@@ -87,6 +87,11 @@ def explained(error: Exception, place: RemotePlace) -> Exception:
         return FileNotFoundError(f"{place} is missing")
     if _METADATA_ADDRESS in said:
         return UserError(f"{place}: no credentials found: {_MEND['s3']}")
+    if name == "NotSupportedError" and "ange request" in said:
+        return UserError(
+            f"{place}: its server does not hand out parts of files, which crops at the task's "
+            "spacing are: serve the store with one that does (nginx), or copy it to a folder"
+        )
     if name in ("PermissionDeniedError", "UnauthenticatedError"):
         why = code[1] if code else "by the server"
         return UserError(f"{place}: access refused ({why}): {_MEND[kind]}")

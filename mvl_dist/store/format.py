@@ -218,9 +218,14 @@ def manifest_from_json(raw: dict[str, Any]) -> Manifest:
     )
 
 
+def chunk_separator(array: str) -> str:
+    """What stands between the numbers in the name of a chunk's file, or of a shard's."""
+    return "." if array in SPACED_ARRAYS else "/"
+
+
 def chunk_file(array: str) -> str:
     """File of an array that is one chunk, below its folder."""
-    return f"c/{'/'.join('0' * ONE_CHUNK_AXES[array])}"
+    return chunk_separator(array).join(("c", *"0" * ONE_CHUNK_AXES[array]))
 
 
 def array_sha256(values: npt.NDArray[Any]) -> str:

@@ -22,10 +22,10 @@ from mvl_dist.store.format import (
     MANIFEST,
     SHARD_CHUNKS,
     SHARDED_ARRAYS,
-    SPACED_ARRAYS,
     CaseArrays,
     Manifest,
     array_sha256,
+    chunk_separator,
 )
 from mvl_dist.store.listing import read_bytes
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json, sealed_text
@@ -108,7 +108,7 @@ def _write_array(case: Path, group: zarr.Group, key: str, values: npt.NDArray[An
             Crc32cCodec(),
         ],
         # In one folder, not in one an axis: each folder is an inode too.
-        chunk_key_encoding={"name": "default", "separator": "." if key in SPACED_ARRAYS else "/"},
+        chunk_key_encoding={"name": "default", "separator": chunk_separator(key)},
         # An all-background label must exist on disk, or a lost one could pass for it.
         config={"write_empty_chunks": True},
     )

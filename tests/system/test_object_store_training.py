@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.object_server import ObjectServer, object_server
@@ -45,7 +46,10 @@ def test_a_training_interrupted_and_resumed_is_that_of_a_folder(
         text=True,
     )
     wait_for(lambda: bool(list(tmp_path.glob("far/*/*/checkpoints/last.json"))), process)
-    process.send_signal(signal.SIGTERM)
+    # As Slurm does: the ranks, and what they started.
+    for rank in psutil.Process(process.pid).children():
+        for each in (rank, *rank.children(recursive=True)):
+            each.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert "SIGTERM: saved at step" in output
