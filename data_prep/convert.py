@@ -21,6 +21,7 @@ from data_prep.report import Report
 from data_prep.source import Pair, list_pairs, remarks, task_folders
 from data_prep.spacing import Geometry, geometry_of, task_spacing
 from mvl_dist import store as zarr_store
+from mvl_dist.config import FolderFlag
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error
 from mvl_dist.intensity import CT_SCHEME, MRI_SCHEME
@@ -39,7 +40,7 @@ class ConvertOptions:
 
     msd_root: Path
     """Folder that holds Task04_Hippocampus and its like, or one such folder."""
-    store: Path
+    store: FolderFlag
     """Folder of the store; made if it is not there."""
     tasks: tuple[str, ...] = ()
     """Task04_Hippocampus, Task04 or 04; all under --msd-root if none is given."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.case import STATISTICS
 from mvl_dist import store as zarr_store
+from mvl_dist.config import FolderFlag
 from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL, write_text_atomically
 from mvl_dist.store import CaseInfo
@@ -26,7 +27,7 @@ class MigrateOptions:
     """Bring a store to this program's version. Arrays stay as they are, and so do the names of runs
     that were trained on them."""
 
-    store: Path
+    store: FolderFlag
     """Folder of the store."""
     tasks: tuple[str, ...] = ()
     """Task04_Hippocampus, Task04 or 04; all in the store if none is given."""

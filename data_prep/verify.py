@@ -7,17 +7,19 @@ is closed by a crc32c. So a flipped bit in any file is found.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from data_prep.case import STATISTICS
 from mvl_dist import store as zarr_store
+from mvl_dist.config import StoreFlag
 from mvl_dist.errors import UserError
-from mvl_dist.files import sha256_of
 from mvl_dist.parallel import default_workers, run_cases
+from mvl_dist.place import RemotePlace, StorePlace
 from mvl_dist.store import CaseInfo, Manifest, seal_holds
 from mvl_dist.tasks import resolve_task_name
 
@@ -26,8 +28,8 @@ from mvl_dist.tasks import resolve_task_name
 class VerifyOptions:
     """Read every file of a store and compare it with its checksum."""
 
-    store: Path
-    """Folder of the store."""
+    store: StoreFlag
+    """Folder or address of the store."""
     tasks: tuple[str, ...] = ()
     """Task04_Hippocampus, Task04 or 04; all in the store if none is given."""
     workers: int = 0
@@ -36,7 +38,7 @@ class VerifyOptions:
 
 @dataclass(frozen=True)
 class _Case:
-    store: Path
+    store: StorePlace
     manifest: Manifest
     info: CaseInfo
 
@@ -52,12 +54,13 @@ def _check_case(case: _Case) -> _Checked:
     folder = case.store / manifest.task.name / "cases" / name
     problems = []
     size = 0
-    if not folder.is_dir():
+    expected = _expected_arrays(manifest, case.info)
+    listed = [*expected, "zarr.json"]
+    names = zarr_store.names_in(folder) if _tells_names(case.store) else listed
+    if not names:
         problems.append("missing: convert again")
     else:
-        expected = _expected_arrays(manifest, case.info)
-        listed = {*expected, "zarr.json"}
-        strange = sorted(path.name for path in folder.iterdir() if path.name not in listed)
+        strange = [name for name in names if name not in listed]
         problems += [f"{name} does not belong there: delete it" for name in strange]
         sums, wrong = _check_metadata(folder, case)
         problems += wrong
@@ -88,13 +91,12 @@ def _expected_arrays(
     return expected
 
 
-def _check_metadata(folder: Path, case: _Case) -> tuple[Mapping[str, str], list[str]]:
+def _check_metadata(folder: StorePlace, case: _Case) -> tuple[Mapping[str, str], list[str]]:
     """Check a case's zarr.json; returns the sums that it holds of its arrays' zarr.json."""
     document = _parsed(folder / "zarr.json")
     attributes = document.get("attributes", {})
-    sealed = zarr_store.read_case_attributes(
-        folder.parents[2], case.manifest.task.name, folder.name
-    )
+    task, name = case.manifest.task.name, case.info.name
+    sealed = zarr_store.read_case_attributes(case.store, task, name)
     if sealed is None and (case.manifest.version > 1 or zarr_store.SEAL in attributes):
         return {}, ["zarr.json: damaged, its checksum differs from its content"]
     info = json.loads(json.dumps(asdict(case.info)))
@@ -121,8 +123,11 @@ def _check_array(
     """What is wrong with an array, or nothing; and the bytes read."""
     task, name = case.manifest.task.name, case.info.name
     metadata = case.store / task / "cases" / name / array / "zarr.json"
-    if array in sums and metadata.is_file() and sha256_of(metadata) != sums[array]:
-        return "zarr.json: damaged, its checksum differs from the case's", 0
+    if array in sums:
+        # A missing one is met by the read.
+        with contextlib.suppress(FileNotFoundError):
+            if hashlib.sha256(zarr_store.read_bytes(metadata)).hexdigest() != sums[array]:
+                return "zarr.json: damaged, its checksum differs from the case's", 0
     try:
         values = zarr_store.read_array(case.store, task, name, array)
     except UserError as error:
@@ -138,10 +143,10 @@ def _check_array(
     return "", values.nbytes
 
 
-def _parsed(path: Path) -> dict[str, Any]:
+def _parsed(path: StorePlace) -> dict[str, Any]:
     """A JSON object, or an empty one where there is none."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(zarr_store.read_bytes(path))
     except (OSError, ValueError):
         return {}
     return document if isinstance(document, dict) else {}
@@ -154,7 +159,7 @@ def _is_group(document: Mapping[str, Any]) -> bool:
     ) == (3, "group")
 
 
-def _check_groups(paths: Sequence[Path]) -> Iterator[str]:
+def _check_groups(paths: Sequence[StorePlace]) -> Iterator[str]:
     """The zarr.json of groups above the cases: they have no attributes, so all of it is known."""
     for path in paths:
         document = _parsed(path)
@@ -162,35 +167,35 @@ def _check_groups(paths: Sequence[Path]) -> Iterator[str]:
             yield f"{path}: is damaged: delete it and run the same 'mvl convert' again"
 
 
-def _check_statistics(folder: Path) -> Iterator[str]:
+def _check_statistics(folder: StorePlace) -> Iterator[str]:
     """What CT statistics were summed from: a wrong count would change them in the next run."""
-    for path in sorted(folder.glob("*.json")):
-        if not seal_holds(path.read_bytes(), _parsed(path).get(zarr_store.SEAL)):
+    for name in zarr_store.names_in(folder):
+        path = folder / name
+        if not name.endswith(".json"):
+            continue
+        if not seal_holds(zarr_store.read_bytes(path), _parsed(path).get(zarr_store.SEAL)):
             yield f"{path}: damaged, its checksum differs from its content: delete it"
 
 
-def _leftovers(store: Path, task: str, listed: frozenset[str]) -> Iterator[str]:
+def _leftovers(store: StorePlace, task: str, listed: frozenset[str]) -> Iterator[str]:
     """Whatever lies in a task's folder without being listed."""
     known = {"zarr.json", zarr_store.MANIFEST, "cases", STATISTICS}
-    for path in sorted((store / task).iterdir()):
-        if path.name not in known:
-            yield f"{task}: {path.name} does not belong there: delete it"
-    for path in sorted((store / task / "cases").iterdir()):
-        if path.name.startswith("."):
-            yield f"{task}: {path.name} was left by a stopped conversion: run it again"
-        elif path.name not in listed and path.name != "zarr.json":
-            yield f"{task}: case {path.name} is not in the manifest: delete it"
+    for name in zarr_store.names_in(store / task):
+        if name not in known:
+            yield f"{task}: {name} does not belong there: delete it"
+    for name in zarr_store.names_in(store / task / "cases"):
+        if name.startswith("."):
+            yield f"{task}: {name} was left by a stopped conversion: run it again"
+        elif name not in listed and name != "zarr.json":
+            yield f"{task}: case {name} is not in the manifest: delete it"
 
 
-def _unpublished(store: Path) -> list[str]:
-    return sorted(
-        path.parent.name
-        for path in store.glob("*/cases")
-        if not (path.parent / zarr_store.MANIFEST).exists()
-    )
+def _tells_names(store: StorePlace) -> bool:
+    """A web server hands out files and lists none: what lies beside them stays unknown."""
+    return not (isinstance(store, RemotePlace) and store.scheme in ("http", "https"))
 
 
-def verify_task(store: Path, task: str, workers: int) -> tuple[list[str], int, int]:
+def verify_task(store: StorePlace, task: str, workers: int) -> tuple[list[str], int, int]:
     """Check one published task; returns its problems, the number of cases and of bytes read.
 
     Raises:
@@ -205,24 +210,33 @@ def verify_task(store: Path, task: str, workers: int) -> tuple[list[str], int, i
     for checked in run_cases(_check_case, cases, workers or default_workers(), f"{task}: verify"):
         problems += checked.problems
         size += checked.bytes
-    problems += _leftovers(store, task, frozenset(manifest.cases))
     problems += _check_groups([store / task / "zarr.json", store / task / "cases" / "zarr.json"])
-    if manifest.version > 1:
+    if _tells_names(store):
+        problems += _leftovers(store, task, frozenset(manifest.cases))
+    if manifest.version > 1 and _tells_names(store):
         problems += _check_statistics(store / task / STATISTICS)
     return sorted(problems), len(cases), size
 
 
-def main(argv: list[str]) -> int:
-    """Entry of `mvl verify`; 1 if anything is wrong."""
-    import tyro  # slow to import, and needed by the command line only
-
-    options = tyro.cli(VerifyOptions, prog="mvl verify", args=argv)
+def _wanted(options: VerifyOptions) -> tuple[list[str], tuple[str, ...]]:
+    """Names in full of the tasks to check, and which tasks of the store were not completed."""
+    if options.tasks and not _tells_names(options.store):
+        found = [zarr_store.read_manifest(options.store, name) for name in options.tasks]
+        return [manifest.task.name for manifest in found], ()
     present = zarr_store.task_names(options.store)
-    unpublished = _unpublished(options.store)
+    unpublished = zarr_store.unpublished_names(options.store)
     known = (*present, *unpublished)
     if not known:
         zarr_store.read_manifest(options.store, "Task04_Hippocampus")  # says what to do
-    wanted = [resolve_task_name(name, known) for name in options.tasks] or list(known)
+    return [resolve_task_name(name, known) for name in options.tasks] or list(known), unpublished
+
+
+def main(argv: list[str]) -> int:
+    """Entry of `mvl verify; 1 if anything is wrong."""
+    import tyro  # slow to import, and needed by the command line only
+
+    options = tyro.cli(VerifyOptions, prog="mvl verify", args=argv)
+    wanted, unpublished = _wanted(options)
     failures = list(_check_groups([options.store / "zarr.json"]))
     for task in wanted:
         if task in unpublished:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.node_cache import NodeCache
-from mvl_dist.store import Manifest, read_array, read_box
+from mvl_dist.place import RemotePlace, StorePlace
+from mvl_dist.store import Manifest, begin_reading, read_array, read_box
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +24,7 @@ class CaseReader:
             a store that was replaced is never served from the cache.
     """
 
-    store: Path
+    store: StorePlace
     task: str
     cache: NodeCache | None = None
     manifest: Manifest | None = None
@@ -31,6 +32,21 @@ class CaseReader:
     def through(self, cache: NodeCache | None, manifest: Manifest) -> CaseReader:
         """The same reader with a cache."""
         return replace(self, cache=cache, manifest=manifest)
+
+    def ahead(self, cases: Sequence[str], arrays: Mapping[str, int | None]) -> None:
+        """Say which arrays will be asked for whole; a store far away sends them meanwhile.
+
+        Args:
+            arrays: name -> `channels`, as `array` will be asked.
+        """
+        if isinstance(self.store, RemotePlace):
+            for case in cases:
+                away = [
+                    array
+                    for array, channels in arrays.items()
+                    if self.cache is None or not self.cache.holds(self._key(case, array, channels))
+                ]
+                begin_reading(self.store, self.task, (case,), away)
 
     def array(self, case: str, array: str, channels: int | None = None) -> npt.NDArray[Any]:
         """One array whole, in C order; the caller must not write into it.

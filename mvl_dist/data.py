@@ -103,6 +103,12 @@ class CaseDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.cases)
 
+    def ahead(self, items: Sequence[Item]) -> None:
+        """Say which items will be asked for soon; a store far away sends them meanwhile."""
+        image, label = ARRAYS_OF[self.resolution]
+        arrays = {image: number_of(self.channels), label: None}
+        self.reader.ahead([self.cases[item.case] for item in items], arrays)
+
     def __getitem__(self, item: Item) -> Batch:
         case = self.cases[item.case]
         return {

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from torch.utils.data import Dataset
@@ -20,8 +19,9 @@ from mvl_dist.data import Batch, CaseDataset, Item, RankBatches
 from mvl_dist.errors import UserError
 from mvl_dist.loading import BatchLoader, fill
 from mvl_dist.node_cache import NodeCache
+from mvl_dist.place import StorePlace
 from mvl_dist.run_cache import array_sizes
-from mvl_dist.store import Manifest, read_manifest, task_names
+from mvl_dist.store import Manifest, read_files, read_manifest, task_names
 
 ARRAYS = ("image", "label")
 # Enough for a median; a loader's first batches carry the start of its workers.
@@ -79,7 +79,7 @@ class DataSpeed:
         return f"{largest}: every one of the {cores} cores has a worker; more cores"
 
 
-def report(store: Path, task: str, workers: int) -> list[str]:
+def report(store: StorePlace, task: str, workers: int) -> list[str]:
     """Lines about a task; the store's only one if none is given.
 
     Raises:
@@ -88,8 +88,8 @@ def report(store: Path, task: str, workers: int) -> list[str]:
     """
     if workers < 0:
         raise UserError(f"--workers {workers}: must not be negative")
-    held = task_names(store) if store.is_dir() else ()
-    if not task and len(held) > 1:
+    held = () if task else task_names(store)
+    if len(held) > 1:
         raise UserError(f"--data: {store} holds {', '.join(held)}: choose with --task")
     manifest = read_manifest(store, task or next(iter(held), "Task01"))
     sizes = array_sizes(manifest, manifest.cases, "all")
@@ -117,7 +117,9 @@ def report(store: Path, task: str, workers: int) -> list[str]:
     ]
 
 
-def measure(store: Path, manifest: Manifest, workers: int, cache: NodeCache) -> DataSpeed:
+def measure(
+    store: StorePlace, manifest: Manifest, workers: int, cache: NodeCache
+) -> DataSpeed:
     """Time a task's cases as they lie: files that the system still holds in memory read faster.
 
     Raises:
@@ -131,11 +133,10 @@ def measure(store: Path, manifest: Manifest, workers: int, cache: NodeCache) -> 
     reader.array(cases[-1], "label")  # imports Zarr, which is no case's time
     reads, decodes, sizes = [], [], []
     for case in cases:
-        folder = store / task / "cases" / case
-        files = [f for array in ARRAYS for f in (folder / array).rglob("*") if f.is_file()]
-        cold_s, size = _timed(partial(_read, files))
+        files = partial(read_files, store, task, case, ARRAYS)
+        cold_s, size = _timed(files)
         # What follows finds the files in the system's cache: only that may be taken off from it.
-        warm_s, _ = _timed(partial(_read, files))
+        warm_s, _ = _timed(files)
         arrays_s, _ = _timed(partial(_decode, reader, case))
         reads.append(cold_s)
         decodes.append(arrays_s - warm_s)
@@ -157,10 +158,6 @@ def measure(store: Path, manifest: Manifest, workers: int, cache: NodeCache) -> 
         samples_per_s=rate,
         cached_per_s=cached_rate,
     )
-
-
-def _read(files: Sequence[Path]) -> int:
-    return sum(len(file.read_bytes()) for file in files)
 
 
 def _decode(reader: CaseReader, case: str) -> None:
@@ -194,5 +191,11 @@ class _Repeated(Dataset[Batch]):
         self.dataset = dataset
         self.layout = dataset.layout
 
+    def ahead(self, items: Sequence[Item]) -> None:
+        self.dataset.ahead([self._repeated(item) for item in items])
+
     def __getitem__(self, item: Item) -> Batch:
-        return self.dataset[item._replace(case=item.case % len(self.dataset))]
+        return self.dataset[self._repeated(item)]
+
+    def _repeated(self, item: Item) -> Item:
+        return item._replace(case=item.case % len(self.dataset))

@@ -9,13 +9,13 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
-from mvl_dist.config import RunConfig, paper
+from mvl_dist.config import RunConfig, StoreFlag, paper
 from mvl_dist.errors import UserError
 from mvl_dist.models.donors import KNOWN_DONORS, check_donor
+from mvl_dist.place import StorePlace
 from mvl_dist.store import read_manifest, task_names
 
 
@@ -32,7 +32,7 @@ class Finding:
 class DoctorArguments:
     """Say what this machine has, and what the main job (preset paper, Task01) still needs."""
 
-    store: Path = paper().data.store
+    store: StoreFlag = paper().data.store
     """Store to look for."""
     data: bool = False
     """Time instead how fast a task of the store comes as batches, and say what bounds it."""
@@ -157,13 +157,14 @@ def donors() -> list[Finding]:
     return findings
 
 
-def store(path: Path, config: RunConfig) -> Finding:
+def store(path: StorePlace, config: RunConfig) -> Finding:
     """Which tasks the store holds, and whether the main job's is among them."""
-    held = ", ".join(task_names(path)) if path.is_dir() else ""
+    held = "none"
     try:
+        held = ", ".join(task_names(path)) or held
         manifest = read_manifest(path, config.data.task)
     except UserError as error:
-        return Finding("store", f"{path}: {held or 'none'}", str(error))
+        return Finding("store", f"{path}: {held}", str(error))
     if manifest.grid != config.data.grid:
         size = " ".join(map(str, config.data.grid))
         return Finding("store", f"{path}: {held}", f"convert with --grid {size}")

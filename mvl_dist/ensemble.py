@@ -12,11 +12,14 @@ from mvl_dist.config import RunConfig, to_plain
 from mvl_dist.errors import UserError
 from mvl_dist.inference import Ensemble
 from mvl_dist.models.count import donor_parameter_names
+from mvl_dist.place import StorePlace
 from mvl_dist.plan import Plan
 from mvl_dist.runs import about_run, load_trained
 
 
-def load_ensemble(folders: Sequence[Path], store: Path | None = None) -> tuple[Plan, Ensemble]:
+def load_ensemble(
+    folders: Sequence[Path], store: StorePlace | None = None
+) -> tuple[Plan, Ensemble]:
     """The models of several folds of one task as one, for the test cases that no fold has seen.
 
     Returns:

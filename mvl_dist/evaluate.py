@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from mvl_dist import distributed
+from mvl_dist.config import StoreFlag
 from mvl_dist.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class EvaluateArguments:
     largest_component: bool = False
     """Keep only the largest component of each region where that raises the mean Dice of the
     validation cases."""
-    store: Path | None = None
+    store: StoreFlag | None = None
     """Where the store lies now, if it was moved."""
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import signal
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -17,6 +21,7 @@ from mvl_dist.errors import UserError
 
 # Batches that each worker is asked for ahead of need.
 AHEAD = 2
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Samples(Protocol):
@@ -28,6 +33,14 @@ class Samples(Protocol):
 
     def __getitem__(self, item: Item) -> Batch:
         """A sample."""
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A dataset that is glad to know early what it will be asked for."""
+
+    def ahead(self, items: Sequence[Item]) -> None:
+        """Items that will be asked for soon, in this process."""
 
 
 class BatchLoader:
@@ -47,12 +60,13 @@ class BatchLoader:
         # Spawned, not forked: Zarr runs an event loop in a thread, which a fork breaks.
         self.loader = DataLoader(
             _Filling(dataset, self.buffers),
-            batch_sampler=_Requests(batches, self.buffers.slots),
+            batch_sampler=_Requests(batches, self.buffers.slots, max(workers, 1)),
             num_workers=workers,
             prefetch_factor=AHEAD if workers > 0 else None,
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers > 0 else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_rank,
         )
 
     def __len__(self) -> int:
@@ -66,7 +80,8 @@ class BatchLoader:
             RuntimeError: a batch is still held whose memory is about to be filled again.
         """
         handed: list[list[weakref.ref[Any]]] = []
-        filling = iter(self.loader)
+        with _held_signals():
+            filling = iter(self.loader)
         try:
             while True:
                 if len(handed) > 1 and any(array() is not None for array in handed.pop(0)):
@@ -91,12 +106,35 @@ class BatchLoader:
             ) from error
 
 
+@contextlib.contextmanager
+def _held_signals() -> Iterator[None]:
+    """Worker processes begin with these signals held, so that none ends them while they start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """Slurm and the launcher signal a rank's whole process group; the rank saves, and ends these.
+
+    A worker whose rank is gone ends by itself.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 @dataclass(frozen=True)
 class _Request:
-    """A batch's samples, and the slot that they are to fill."""
+    """A batch's samples, the slot that they are to fill, and the samples of the batch that the same
+    worker makes next: torch deals batches to its workers in turn.
+    """
 
     slot: int
     items: Sequence[Item]
+    later: Sequence[Item]
 
 
 @dataclass(frozen=True)
@@ -110,15 +148,21 @@ class _Filled:
 class _Requests(Sampler[Any]):
     """Batches to ask for, each with the slot that the oldest of those before it has left."""
 
-    def __init__(self, batches: RankBatches, slots: int) -> None:
-        self.batches, self.slots = batches, slots
+    def __init__(self, batches: RankBatches, slots: int, workers: int) -> None:
+        self.batches, self.slots, self.workers = batches, slots, workers
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        for number, items in enumerate(self.batches):
-            yield _Request(number % self.slots, items)
+        held: deque[list[Item]] = deque()
+        slots = itertools.cycle(range(self.slots))
+        for items in self.batches:
+            held.append(items)
+            if len(held) > self.workers:
+                yield _Request(next(slots), held.popleft(), items)
+        for items in held:
+            yield _Request(next(slots), items, ())
 
 
 class _Filling(Dataset[Any]):
@@ -129,6 +173,8 @@ class _Filling(Dataset[Any]):
 
     def __getitems__(self, request: _Request) -> _Filled | UserError:
         """Fill a slot; an error is handed on, so that it leaves the worker as it is."""
+        if isinstance(self.dataset, LooksAhead):
+            self.dataset.ahead([*request.items, *request.later])
         samples = (self.dataset[item] for item in request.items)
         try:
             return _Filled(request.slot, fill(self.buffers.batch(request.slot), samples))

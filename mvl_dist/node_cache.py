@@ -95,6 +95,10 @@ class NodeCache:
             return None
         return known[1]
 
+    def holds(self, key: str) -> bool:
+        """Whether the array of a key is there; nothing is used by asking."""
+        return Path(self._path(key)).exists()
+
     def fits(self, nbytes: int) -> bool:
         """Whether an array of so many bytes could ever be held."""
         return nbytes + mmap.PAGESIZE <= self.capacity

@@ -55,6 +55,16 @@ class PatchDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.cases) * self.data.patches_per_case
 
+    def ahead(self, items: Sequence[Item]) -> None:
+        """Say which items will be asked for soon; a store far away sends what it can meanwhile."""
+        for item in items:
+            drawn = is_foreground(item.position, self.batch_size, self.data.foreground)
+            image, label = ARRAYS_OF["spaced"]
+            arrays = {image: number_of(self.data.channels), label: None}
+            if drawn:
+                arrays["foreground_spaced"] = None
+            self.reader.ahead([self.cases[item.case % len(self.cases)]], arrays)
+
     def __getitem__(self, item: Item) -> Batch:
         index = item.case % len(self.cases)
         case, shape = self.cases[index], self.shapes[index]

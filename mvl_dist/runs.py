@@ -27,6 +27,7 @@ from mvl_dist.files import write_text_atomically
 from mvl_dist.models import MODELS, build_model
 from mvl_dist.models.count import donor_parameter_names
 from mvl_dist.models.donors import Donor, load_donor
+from mvl_dist.place import StorePlace
 from mvl_dist.plan import Plan, make_plan
 from mvl_dist.recipe import Recipe
 
@@ -88,7 +89,7 @@ def write_description(folder: Path, plan: Plan, about: dict[str, Any]) -> None:
     write_text_atomically(folder / ABOUT, json.dumps(about, indent=1))
 
 
-def untrained(folder: Path, store: Path | None = None) -> torch.nn.Module:
+def untrained(folder: Path, store: StorePlace | None = None) -> torch.nn.Module:
     """A run's model with the weights it began with.
 
     Raises:
@@ -97,7 +98,7 @@ def untrained(folder: Path, store: Path | None = None) -> torch.nn.Module:
     return _plan_and_model(folder, store)[1]
 
 
-def load_trained(folder: Path, store: Path | None = None) -> tuple[Plan, torch.nn.Module]:
+def load_trained(folder: Path, store: StorePlace | None = None) -> tuple[Plan, torch.nn.Module]:
     """Read a trained run back as a plain model in evaluation mode, on the GPU if there is one.
 
     Args:
@@ -145,7 +146,7 @@ def about_run(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     return from_plain(plain, RunConfig(), str(folder / CONFIG)), about
 
 
-def _plan_and_model(folder: Path, store: Path | None) -> tuple[Plan, torch.nn.Module]:
+def _plan_and_model(folder: Path, store: StorePlace | None) -> tuple[Plan, torch.nn.Module]:
     config, about = about_run(folder)
     if store is not None:
         config = replace(config, data=replace(config.data, store=store))

@@ -11,7 +11,7 @@ REPO = Path(__file__).resolve().parent.parent
 # Who may import whom inside mvl_dist, lowest first; a module may import from lower layers only.
 LAYERS = [
     {"errors"},
-    {"files", "half", "machine"},
+    {"files", "half", "machine", "place"},
     {"journal"},
     {"kernels"},
     {

@@ -132,6 +132,54 @@ def test_batches_for_which_there_is_no_memory_are_one_line() -> None:
         BatchLoader(Huge(), RankBatches(4, 2, 0, 1, seed=0), workers=0)
 
 
+GROUP = """
+import os, signal, sys, threading
+from pathlib import Path
+from mvl_dist.case_reader import CaseReader
+from mvl_dist.data import CaseDataset, RankBatches
+from mvl_dist.loading import BatchLoader
+from mvl_dist.store import read_manifest
+
+def main():
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: None)  # as a rank, which saves
+    store = Path(sys.argv[1])
+    manifest = read_manifest(store, "93")
+    dataset = CaseDataset(
+        CaseReader(store, manifest.task.name), manifest, sorted(manifest.cases), "first"
+    )
+    batches = iter(BatchLoader(dataset, RankBatches(8, 1, 0, 1, seed=0), workers=1))
+    # While the worker process still starts.
+    threading.Timer(0.5, os.killpg, (0, signal.SIGUSR1)).start()
+    seen = [next(batches)["case"][0]]
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        os.killpg(0, number)
+        seen.append(next(batches)["case"][0])
+    print(len(seen + [batch["case"][0] for batch in batches]))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_signal_to_a_ranks_whole_group_ends_no_worker(
+    phantom_store: Path, tmp_path: Path
+) -> None:
+    """Slurm and torch's launcher signal all processes of a rank, which then saves and goes on."""
+    script = tmp_path / "group.py"
+    script.write_text(GROUP)
+    done = subprocess.run(
+        [sys.executable, str(script), str(phantom_store)],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        start_new_session=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "8"), done.stderr
+
+
 def test_the_wait_for_a_batch_counts_the_loader_and_not_the_step() -> None:
     def slow_loader() -> Iterator[dict[str, int]]:
         for number in range(3):

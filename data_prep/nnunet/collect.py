@@ -28,6 +28,7 @@ from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error, write_text_atomically
 from mvl_dist.metrics import case_metrics
 from mvl_dist.nifti import ALIGNED_MM, ALIGNED_VOXELS, orientation_of, parse_nifti
+from mvl_dist.place import StorePlace
 from mvl_dist.regions import pairs_to_score, scored_regions
 from mvl_dist.splits import make_split
 from mvl_dist.store import CaseInfo, Manifest, array_sha256, read_array, read_manifest, regions_of
@@ -58,7 +59,7 @@ class Scores:
 
 def score(
     output: Path,
-    store: Path,
+    store: StorePlace,
     task: str,
     fold: int,
     configuration: str,
@@ -198,7 +199,7 @@ def _distance(
 
 
 def _rows(
-    store: Path, manifest: Manifest, export: Export, case: str, predicted: LabelMap
+    store: StorePlace, manifest: Manifest, export: Export, case: str, predicted: LabelMap
 ) -> list[Row]:
     task = manifest.task
     of_task = [region.labels for region in regions_of(task, export.target)]

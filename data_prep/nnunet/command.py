@@ -9,6 +9,8 @@ from typing import Literal
 
 import tyro
 
+from mvl_dist.config import StoreFlag
+
 Configuration = Literal["3d_fullres", "3d_lowres", "2d"]
 
 
@@ -16,7 +18,7 @@ Configuration = Literal["3d_fullres", "3d_lowres", "2d"]
 class ExportOptions:
     """Write a task of the store in nnU-Net's raw format, with our folds and test cases."""
 
-    store: Path
+    store: StoreFlag
     """Store that the task was converted into; says which cases are held out."""
     msd_root: Path
     """Folder of the original scans, as for 'mvl convert'."""
@@ -56,7 +58,7 @@ class ImportOptions:
 
     output: Path
     """Folder of 'mvl nnunet export'."""
-    store: Path
+    store: StoreFlag
     """Store whose untouched labels are the reference."""
     task: str
     """Task04_Hippocampus, Task04 or 04."""

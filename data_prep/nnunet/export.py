@@ -36,6 +36,7 @@ from mvl_dist.errors import UserError
 from mvl_dist.files import PARTIAL, full_disk_is_a_user_error
 from mvl_dist.nifti import parse_nifti
 from mvl_dist.parallel import default_workers, run_cases
+from mvl_dist.place import StorePlace
 from mvl_dist.splits import NUM_FOLDS, make_split
 from mvl_dist.store import Manifest, read_manifest
 from mvl_dist.tasks import load_task
@@ -61,7 +62,7 @@ class _Job:
 
 
 def export(
-    store: Path, msd_root: Path, task: str, output: Path, target: str, workers: int = 0
+    store: StorePlace, msd_root: Path, task: str, output: Path, target: str, workers: int = 0
 ) -> tuple[Layout, Export, bool]:
     """Write a task below `output`, or do nothing if it is there whole.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mvl_dist.config.schema import RunConfig
 from mvl_dist.errors import UserError
+from mvl_dist.place import RemotePlace, store_place
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def to_plain(config: Any) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
             return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
+        return str(value) if isinstance(value, (Path, RemotePlace)) else value
 
     return plain(dataclasses.asdict(config))
 
@@ -65,10 +66,12 @@ def _fits(value: Any, kind: Any) -> bool:
         return not value or (len(value) == len(kinds) and all(map(_fits, value, kinds)))
     if kind is float:
         return type(value) in (int, float)
-    return type(value) is (str if kind is Path else kind)
+    return type(value) is (str if kind in (Path, RemotePlace) else kind)
 
 
 def _as(value: Any, kind: Any) -> Any:
+    if RemotePlace in get_args(kind):
+        return store_place(value)
     if get_origin(kind) in (Union, UnionType):
         kind = next(one for one in get_args(kind) if _fits(value, one))
     if isinstance(value, list):

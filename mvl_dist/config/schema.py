@@ -13,7 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mvl_dist.config.place_flags import FolderFlag, StoreFlag
 from mvl_dist.errors import UserError
+from mvl_dist.place import local_folder, store_place
 
 Shape3D = tuple[int, int, int]
 # Fields of DataConfig that only `resolution` spaced reads.
@@ -24,8 +26,11 @@ CROP_SETTINGS = ("foreground", "patches_per_case", "overlap")
 class DataConfig:
     """Which cases a run sees, and how."""
 
-    store: Path = field(default_factory=lambda: Path(os.environ.get("MVL_STORE", "store")))
-    """Zarr store written by `mvl convert` (default: $MVL_STORE, else ./store)."""
+    store: StoreFlag = field(
+        default_factory=lambda: store_place(os.environ.get("MVL_STORE", "store"))
+    )
+    """Zarr store written by `mvl convert`, a folder or an address (s3://, gs://, http://, https://);
+    default: $MVL_STORE, else ./store."""
     task: str = "Task01_BrainTumour"
     """Task in the store; `Task04`, `04` or `hippocampus` will do."""
     fold: int = 0
@@ -145,7 +150,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    output: Path = field(default_factory=lambda: Path(os.environ.get("MVL_OUTPUT", "runs")))
+    output: FolderFlag = field(
+        default_factory=lambda: local_folder(os.environ.get("MVL_OUTPUT", "runs"))
+    )
     """Folder of runs and of the default MLflow database (default: $MVL_OUTPUT, else ./runs)."""
     experiment: str = "mvl-dist"
     """MLflow experiment."""

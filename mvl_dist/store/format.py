@@ -52,6 +52,8 @@ ARRAYS = ("image", "label", "label_native")
 SPACED_ARRAYS = ("image_spaced", "label_spaced", "foreground_spaced")
 # Read in boxes; every other array is one chunk.
 SHARDED_ARRAYS = ("image_spaced", "label_spaced")
+# Axes of the arrays that are one chunk, whose file so has a name that is known.
+ONE_CHUNK_AXES = {"image": 4, "label": 3, "label_native": 3, "foreground_spaced": 2}
 # Edge of the chunks that boxes are read by, and how many of them at most go into one file.
 BOX_CHUNK = 64
 SHARD_CHUNKS = 512
@@ -214,6 +216,16 @@ def manifest_from_json(raw: dict[str, Any]) -> Manifest:
         skipped=raw["skipped"],
         spacing_mm=None if spacing is None else tuple(spacing),
     )
+
+
+def chunk_separator(array: str) -> str:
+    """What stands between the numbers in the name of a chunk's file, or of a shard's."""
+    return "." if array in SPACED_ARRAYS else "/"
+
+
+def chunk_file(array: str) -> str:
+    """File of an array that is one chunk, below its folder."""
+    return chunk_separator(array).join(("c", *"0" * ONE_CHUNK_AXES[array]))
 
 
 def array_sha256(values: npt.NDArray[Any]) -> str:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.errors import UserError
+from mvl_dist.place import RemotePlace, StorePlace
+from mvl_dist.store import far_array, objects
 from mvl_dist.store.format import (
     MANIFEST,
+    ONE_CHUNK_AXES,
     READABLE_VERSIONS,
     SHARDED_ARRAYS,
     STORE_VERSION,
     Manifest,
+    chunk_file,
     manifest_from_json,
 )
+from mvl_dist.store.listing import task_names
 from mvl_dist.store.seal import SEAL, seal_holds
 from mvl_dist.store.shard_reading import FolderShards, read_sharded
 from mvl_dist.tasks import TASKS, resolve_task_name
@@ -24,37 +32,19 @@ if TYPE_CHECKING:
     import zarr
 
 
-def task_names(store: Path) -> tuple[str, ...]:
-    """Names of the tasks whose conversion was completed."""
-    return tuple(sorted(path.parent.name for path in store.glob(f"*/{MANIFEST}")))
-
-
-def read_manifest(store: Path, task: str) -> Manifest:
+def read_manifest(store: StorePlace, task: str) -> Manifest:
     """Return the manifest of a task; only file checks and JSON, so that mistakes show at once.
 
     Raises:
-        UserError: no store, no such task in it, a store of another version, or a damaged manifest.
+        UserError: no store, no such task in it, a store of another version, or a damaged manifest;
+            a server that does not answer, or refuses.
     """
-    if not store.is_dir():
-        raise UserError(
-            f"no store at {store}: make one with "
-            f"'mvl convert --msd-root DIR --store {store} --tasks {task}'"
-        )
-    present = task_names(store)
-    if not present:
-        raise UserError(
-            f"{store} holds no converted task: run "
-            f"'mvl convert --msd-root DIR --store {store} --tasks {task}'"
-        )
-    name = resolve_task_name(task, tuple(dict.fromkeys((*present, *TASKS))))
+    if isinstance(store, RemotePlace):
+        name, data = _remote_manifest(store, task)
+    else:
+        name, data = _local_manifest(store, task)
     path = store / name / MANIFEST
-    if not path.exists():
-        raise UserError(
-            f"{name} is not in {store} (it holds {', '.join(present)}): run "
-            f"'mvl convert --msd-root DIR --store {store} --tasks {name}'"
-        )
     try:
-        data = path.read_bytes()
         raw = json.loads(data)
         version, seal = raw["version"], raw.get(SEAL)
         if version not in READABLE_VERSIONS:
@@ -73,17 +63,99 @@ def read_manifest(store: Path, task: str) -> Manifest:
         ) from error
 
 
-def read_array(store: Path, task: str, case: str, array: str) -> npt.NDArray[Any]:
+def _local_manifest(store: Path, task: str) -> tuple[str, bytes]:
+    """Name of the task in full, and its manifest."""
+    if not store.is_dir():
+        raise UserError(
+            f"no store at {store}: make one with "
+            f"'mvl convert --msd-root DIR --store {store} --tasks {task}'"
+        )
+    present = task_names(store)
+    if not present:
+        raise UserError(
+            f"{store} holds no converted task: run "
+            f"'mvl convert --msd-root DIR --store {store} --tasks {task}'"
+        )
+    name = resolve_task_name(task, tuple(dict.fromkeys((*present, *TASKS))))
+    if name not in present:
+        raise UserError(
+            f"{name} is not in {store} (it holds {', '.join(present)}): run "
+            f"'mvl convert --msd-root DIR --store {store} --tasks {name}'"
+        )
+    return name, (store / name / MANIFEST).read_bytes()
+
+
+def _remote_manifest(store: RemotePlace, task: str) -> tuple[str, bytes]:
+    """As `_local_manifest`, by one request if the name is whole or short for one of the ten."""
+    name = task if re.fullmatch(r"Task\d+_\w+", task) else ""
+    with contextlib.suppress(UserError):
+        name = resolve_task_name(task)
+    if name:
+        with contextlib.suppress(FileNotFoundError):
+            return name, objects.fetch_first(store / name / MANIFEST)
+        if store.scheme in ("http", "https"):
+            raise UserError(
+                f"{store / name / MANIFEST}: missing: {name} was not converted into that store, or "
+                "the address is not a store's"
+            )
+    present = task_names(store)
+    known = tuple(dict.fromkeys((*present, *TASKS)))
+    name = resolve_task_name(task, known) if present else task
+    if name not in present:
+        raise UserError(
+            f"{name} is not in {store} (it holds {', '.join(present) or 'no converted task'}): "
+            f"convert it into a folder and upload that, e.g. with 'aws s3 sync FOLDER {store}'"
+        )
+    return name, objects.fetch_first(store / name / MANIFEST)
+
+
+def read_array(store: StorePlace, task: str, case: str, array: str) -> npt.NDArray[Any]:
     """Read one array of a case whole, in C order.
 
     Raises:
-        UserError: the array is missing, truncated or corrupt (crc32c); names the case.
+        UserError: the array is missing, truncated or corrupt (crc32c), and names the case; a
+            server that does not answer, or refuses.
     """
+    begin_reading(store, task, (case,), (array,))
     return _read(store, task, case, array, None)
 
 
+def begin_reading(
+    store: StorePlace, task: str, cases: Sequence[str], arrays: Sequence[str]
+) -> None:
+    """Fetch what `read_array` will need, in the background and at once; nothing for a folder.
+
+    A case costs one round trip so, not one a file. Failures are met by `read_array`.
+    """
+    if not isinstance(store, RemotePlace):
+        return
+    wanted = []
+    for case in cases:
+        for array in arrays:
+            place = store / task / "cases" / case / array
+            wanted += far_array.documents_of(place)
+            if array in ONE_CHUNK_AXES:
+                wanted.append(place / chunk_file(array))
+    objects.begin(wanted)
+
+
+def read_files(store: StorePlace, task: str, case: str, arrays: Sequence[str]) -> int:
+    """Bring the files of arrays on the grid into memory, undecoded; returns their bytes.
+
+    Raises:
+        UserError: a server that does not answer, or refuses.
+        FileNotFoundError: a case that is not whole.
+    """
+    folder = store / task / "cases" / case
+    if isinstance(folder, RemotePlace):
+        begin_reading(store, task, (case,), arrays)
+        return sum(len(objects.taken(folder / array / chunk_file(array))) for array in arrays)
+    files = [file for array in arrays for file in (folder / array).rglob("*") if file.is_file()]
+    return sum(len(file.read_bytes()) for file in files)
+
+
 def read_box(
-    store: Path, task: str, case: str, array: str, box: tuple[slice, slice, slice]
+    store: StorePlace, task: str, case: str, array: str, box: tuple[slice, slice, slice]
 ) -> npt.NDArray[Any]:
     """Read a part of an array, all its channels: `box` cuts the last three axes, D, H and W.
 
@@ -96,17 +168,21 @@ def read_box(
 
 
 def _read(
-    store: Path, task: str, case: str, array: str, box: tuple[slice, slice, slice] | None
+    store: StorePlace, task: str, case: str, array: str, box: tuple[slice, slice, slice] | None
 ) -> npt.NDArray[Any]:
     import zarr
 
     path = store / task / "cases" / case / array
     try:
+        if isinstance(path, RemotePlace):
+            return far_array.read(path, array in SHARDED_ARRAYS, box)
         if array in SHARDED_ARRAYS:
             return read_sharded((path / "zarr.json").read_bytes(), FolderShards(path), box)
         there = zarr.open_array(path, mode="r")
         _require_chunk(path, there)
         return there[... if box is None else (..., *box)]  # type: ignore[return-value]
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{path}: cannot be read whole ({type(error).__name__}: {error}): "

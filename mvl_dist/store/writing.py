@@ -16,16 +16,18 @@ from mvl_dist.files import (
     sha256_of,
     write_text_atomically,
 )
+from mvl_dist.place import StorePlace
 from mvl_dist.store.format import (
     BOX_CHUNK,
     MANIFEST,
     SHARD_CHUNKS,
     SHARDED_ARRAYS,
-    SPACED_ARRAYS,
     CaseArrays,
     Manifest,
     array_sha256,
+    chunk_separator,
 )
+from mvl_dist.store.listing import read_bytes
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json, sealed_text
 from mvl_dist.store.shard_writing import write_shards
 
@@ -106,7 +108,7 @@ def _write_array(case: Path, group: zarr.Group, key: str, values: npt.NDArray[An
             Crc32cCodec(),
         ],
         # In one folder, not in one an axis: each folder is an inode too.
-        chunk_key_encoding={"name": "default", "separator": "." if key in SPACED_ARRAYS else "/"},
+        chunk_key_encoding={"name": "default", "separator": chunk_separator(key)},
         # An all-background label must exist on disk, or a lost one could pass for it.
         config={"write_empty_chunks": True},
     )
@@ -144,13 +146,13 @@ def case_text(attributes: Mapping[str, Any]) -> str:
     )
 
 
-def read_case_attributes(store: Path, task: str, name: str) -> dict[str, Any] | None:
+def read_case_attributes(store: StorePlace, task: str, name: str) -> dict[str, Any] | None:
     """Attributes of a case that was renamed into place, or None; does not need the manifest.
 
     None also where the file is damaged or of store version 1: such a case is converted again.
     """
     try:
-        data = (store / task / "cases" / name / GROUP).read_bytes()
+        data = read_bytes(store / task / "cases" / name / GROUP)
         attributes = dict(json.loads(data)["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from mvl_dist.config import RunConfig
+from mvl_dist.config import RunConfig, StoreFlag
 from mvl_dist.errors import UserError
 from mvl_dist.plan import data_checksum
 from mvl_dist.store import read_manifest
@@ -31,8 +31,8 @@ class Selection:
     """Study file (default: the paper's whole grid)."""
     where: tuple[str, ...] = ()
     """Conditions KEY=VALUE[,VALUE]: table, model, task, fold, fraction, seed or key."""
-    store: Path = field(default_factory=lambda: RunConfig().data.store)
-    """Zarr store (default: $MVL_STORE, else ./store)."""
+    store: StoreFlag = field(default_factory=lambda: RunConfig().data.store)
+    """Zarr store, a folder or an address (default: $MVL_STORE, else ./store)."""
     output: Path = field(default_factory=lambda: RunConfig().output)
     """Folder of runs and of the default MLflow database (default: $MVL_OUTPUT, else ./runs)."""
     smoke: bool = False
