@@ -4,9 +4,9 @@
 
 Competitors keep the same arrays each in its own way and deliver the same samples through the same
 loader; that they are equal is checked before anything is timed. They take turns within a round,
-and ratios are taken within a round. A full run takes a quarter of an hour at most: a round for
-which no time is left is not begun. JSON and table (.txt) lie side by side in benchmarks/results/,
-written after each round. Needs the extra `bench`.
+and ratios are taken within a round. A full run takes a quarter of an hour at most: a round that no
+time is left for is not begun. JSON and table (.txt) lie side by side in benchmarks/results/, and
+are written after each round. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help=f"for all rounds ({SECONDS:.0f})"
     )
-    parser.add_argument("--workers", type=int, nargs="+", help="loaders' (1 2; --quick: 1)")
+    parser.add_argument("--workers", type=int, nargs="+", help="loaders' (1 2; --quick: 0)")
     options = parser.parse_args(argv)
-    options.workers = options.workers or ([1] if options.quick else [1, 2])
-    if min(*options.workers, options.rounds) < 1:
-        parser.error("--workers and --rounds: take positive numbers")
+    options.workers = options.workers or ([0] if options.quick else [1, 2])
+    if min(options.workers) < 0 or options.rounds < 1:
+        parser.error("--workers must not be negative, and --rounds is at least 1")
     usual = ROOT.parent / "shared" / "data"
     if options.msd_root is None and not options.quick:
         options.msd_root = usual if (usual / HIPPOCAMPUS).is_dir() else None

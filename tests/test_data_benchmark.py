@@ -11,6 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.data_path.source import Size
+
 REPO = Path(__file__).resolve().parent.parent
 PEERS = ("blosc2", "tensorstore", "webdataset")
 absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
@@ -36,7 +38,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=REPO,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == path.with_suffix(".txt").read_text().strip()
@@ -90,6 +92,24 @@ def test_each_goal_is_the_ratio_of_its_two_rows(result: Path) -> None:
         assert key in text
 
 
+def test_workers_read_what_the_process_itself_reads(tmp_path: Path) -> None:
+    from benchmarks.data_path import making
+    from benchmarks.data_path.competitors.ours import Ours
+    from benchmarks.data_path.epochs import Epochs
+    from benchmarks.data_path.rows import COLD, LATER, WARM, Result
+
+    source = making.make(tmp_path, Size(8, 8, 8, (24, 24, 24), (24, 24, 24), 1), None, 1)
+    result = Result({})
+    Epochs(result, [Ours(source, tmp_path)], 1, 0.01, 0, drop_all=False).round(0)
+    used = {row.state: row.used[0] for row in result.rows}
+    assert set(used) == {COLD, WARM, LATER}
+    assert used[COLD].samples == used[WARM].samples == 8
+    packed = sum(path.stat().st_size for path in Ours(source, tmp_path).files())
+    # Whole pages are read; nothing was read that later epochs would need.
+    assert used[COLD].disk_bytes >= packed
+    assert used[WARM].disk_bytes == used[LATER].disk_bytes == 0
+
+
 def test_ratios_pair_the_rounds(tmp_path: Path) -> None:
     """A machine that slows down between rounds slows both, and their ratio stays."""
     from benchmarks.data_path.rows import LATER, Result
@@ -118,7 +138,6 @@ def test_a_competitor_that_delivers_something_else_ends_the_run(
     from benchmarks.data_path import making
     from benchmarks.data_path.competitors.memmap import Memmap
     from benchmarks.data_path.epochs import check
-    from benchmarks.data_path.source import Size
 
     source = making.make(tmp_path, Size(8, 8, 8, (24, 24, 24), (24, 24, 24), 1), None, 1)
     folder = tmp_path / "memmap"

@@ -31,7 +31,7 @@ def table(result: Result) -> str:
     for state, title in TITLES.items():
         for workers in dict.fromkeys(row.workers for row in result.rows if row.state == state):
             rows = [r for r in result.rows if (r.state, r.workers) == (state, workers) and r.used]
-            many = f", {workers} worker{'s' * (workers > 1)}" if workers else ""
+            many = "" if state == CROPS else f", {_workers(workers)}"
             lines += ["", f"{title}{many}", COLUMNS] if rows else []
             lines += map(_line, rows)
     return "\n".join([*lines, "", f"{result.seconds:.0f} s in all"])
@@ -43,13 +43,17 @@ def _goal(result: Result, goal: Goal) -> list[str]:
         return [f"  {goal.key:32} goal {goal.goal:g}: not measured ({goal.says})"]
     lines = []
     for ratio in found:
-        many = f"{ratio.workers} worker{'s' * (ratio.workers > 1)}" if ratio.workers else ""
+        many = "" if goal.ours[1] == CROPS else _workers(ratio.workers)
         met = "met" if ratio.median >= goal.goal else "NOT met"
         span = f"({ratio.low:.2f}..{ratio.high:.2f})"
         lines.append(
             f"  {goal.key:32}{many:>10} {ratio.median:8.2f} {span:18} goal {goal.goal:g}: {met}"
         )
     return lines
+
+
+def _workers(count: int) -> str:
+    return f"{count or 'no'} worker{'s' * (count != 1)}"
 
 
 def _line(row: Row) -> str:
