@@ -117,9 +117,7 @@ def report(store: StorePlace, task: str, workers: int) -> list[str]:
     ]
 
 
-def measure(
-    store: StorePlace, manifest: Manifest, workers: int, cache: NodeCache
-) -> DataSpeed:
+def measure(store: StorePlace, manifest: Manifest, workers: int, cache: NodeCache) -> DataSpeed:
     """Time a task's cases as they lie: files that the system still holds in memory read faster.
 
     Raises:
