@@ -17,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from data_prep.convert import ConvertOptions, convert_task
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
 from mvl_dist.case_reader import CaseReader
-from mvl_dist.data import Batch, CaseDataset, RankBatches
+from mvl_dist.data import Batch, CaseDataset, Item, RankBatches
 from mvl_dist.loading import BatchLoader
 from mvl_dist.place import RemotePlace
 from mvl_dist.store import read_manifest
@@ -78,12 +79,13 @@ class _Repeated(Dataset[Batch]):
 
     def __init__(self, dataset: CaseDataset) -> None:
         self.dataset = dataset
+        self.layout = dataset.layout
 
-    def ahead(self, items: list[tuple[int, int]]) -> None:
-        self.dataset.ahead([(index % CASES, position) for index, position in items])
+    def ahead(self, items: Sequence[Item]) -> None:
+        self.dataset.ahead([item._replace(case=item.case % CASES) for item in items])
 
-    def __getitem__(self, item: tuple[int, int]) -> Batch:
-        return self.dataset[item[0] % CASES, item[1]]
+    def __getitem__(self, item: Item) -> Batch:
+        return self.dataset[item._replace(case=item.case % CASES)]
 
 
 def main() -> None:
