@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.place import RemotePlace
 from mvl_dist.store import objects
-from mvl_dist.store.connection import connect, explained
+from mvl_dist.store.chunk_reading import read_chunk
+from mvl_dist.store.format import DOCUMENT
 from mvl_dist.store.shard_reading import read_sharded
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-DOCUMENT = "zarr.json"
 # Of this process: zarr.json of the arrays read so far, about a kilobyte each, and the indexes of
 # their shards, up to 8 kB each. Patches of a case ask for them again and again.
 _DOCUMENTS: dict[RemotePlace, bytes] = {}
@@ -45,10 +43,8 @@ def read(
     if sharded:
         files = WholeShards(place) if box is None else FarShards(place)
         return read_sharded(_DOCUMENTS[document], files, box)
-    import zarr
-
-    there = zarr.open_array(_zarr_store(place.root), path=place.key, mode="r", zarr_format=3)
-    return there[... if box is None else (..., *box)]  # type: ignore[return-value]
+    values = read_chunk(_DOCUMENTS[document], lambda name: objects.taken(place / name))
+    return values if box is None else values[(..., *box)]
 
 
 @dataclass(frozen=True)
@@ -87,31 +83,3 @@ class WholeShards:
         """The bytes of each (offset, size) of the shard whose tail was asked for."""
         for offset, size in ranges:
             yield self.content[offset : offset + size]
-
-
-@functools.cache
-def _zarr_store(root: str) -> Any:
-    """Zarr's view of a connection. A missing chunk raises; Zarr would fill it with zeros."""
-    from zarr.abc.store import ByteRequest
-    from zarr.core.buffer import Buffer, BufferPrototype
-    from zarr.storage import ObjectStore
-
-    class Files(ObjectStore[Any]):
-        async def get(
-            self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-        ) -> Buffer | None:
-            place = RemotePlace(root, key)
-            if place in _DOCUMENTS:
-                return prototype.buffer.from_bytes(_DOCUMENTS[place])
-            ahead = objects.AHEAD.take(place) if byte_range is None else None
-            if ahead is not None:
-                return prototype.buffer.from_bytes(await asyncio.wrap_future(ahead))
-            try:
-                found = await super().get(key, prototype, byte_range)
-            except Exception as error:
-                raise explained(error, place) from error
-            if found is None:
-                raise FileNotFoundError(f"{place} is missing")
-            return found
-
-    return Files(connect(root), read_only=True)

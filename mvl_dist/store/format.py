@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 STORE_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
+DOCUMENT = "zarr.json"
 ARRAYS = ("image", "label", "label_native")
 SPACED_ARRAYS = ("image_spaced", "label_spaced", "foreground_spaced")
 # Read in boxes; every other array is one chunk.

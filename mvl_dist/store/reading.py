@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from mvl_dist.errors import UserError
 from mvl_dist.place import RemotePlace, StorePlace
 from mvl_dist.store import far_array, objects
+from mvl_dist.store.chunk_reading import read_chunk
 from mvl_dist.store.format import (
+    DOCUMENT,
     MANIFEST,
     ONE_CHUNK_AXES,
     READABLE_VERSIONS,
@@ -29,7 +31,6 @@ from mvl_dist.tasks import TASKS, resolve_task_name
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import zarr
 
 
 def read_manifest(store: StorePlace, task: str) -> Manifest:
@@ -170,17 +171,15 @@ def read_box(
 def _read(
     store: StorePlace, task: str, case: str, array: str, box: tuple[slice, slice, slice] | None
 ) -> npt.NDArray[Any]:
-    import zarr
-
     path = store / task / "cases" / case / array
     try:
         if isinstance(path, RemotePlace):
             return far_array.read(path, array in SHARDED_ARRAYS, box)
+        document = (path / DOCUMENT).read_bytes()
         if array in SHARDED_ARRAYS:
-            return read_sharded((path / "zarr.json").read_bytes(), FolderShards(path), box)
-        there = zarr.open_array(path, mode="r")
-        _require_chunk(path, there)
-        return there[... if box is None else (..., *box)]  # type: ignore[return-value]
+            return read_sharded(document, FolderShards(path), box)
+        values = read_chunk(document, lambda name: (path / name).read_bytes())
+        return values if box is None else values[(..., *box)]
     except UserError:
         raise
     except Exception as error:
@@ -189,12 +188,3 @@ def _read(
             f"run 'mvl verify --store {store}', delete the case's folder and convert again, or "
             f"train without it: --leave-out {case}"
         ) from error
-
-
-def _require_chunk(path: Path, array: zarr.Array[Any]) -> None:
-    """Zarr would fill a missing chunk with zeros: a lost label would read as empty."""
-    if array.shape == array.chunks:
-        if not (path / array.metadata.encode_chunk_key((0,) * array.ndim)).is_file():
-            raise FileNotFoundError("its chunk file is missing")
-    elif array.size:  # a list of no voxels has no chunk
-        raise ValueError(f"is not one chunk: {array.chunks} of {array.shape}")

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mvl_dist.store.chunk_reading import CRC_BYTES, checked, decode, require_codecs
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_CRC_BYTES = 4
 _MISSING = 2**64 - 1
 
 
@@ -76,14 +77,12 @@ def parse_sharded(document: Mapping[str, Any]) -> ShardedArray:
     """
     (codec,) = document["codecs"]
     layout = codec["configuration"]
-    inner = [(each["name"], each.get("configuration", {})) for each in layout["codecs"]]
+    require_codecs(layout["codecs"])
     index = [each["name"] for each in layout["index_codecs"]]
     if (
         codec["name"] != "sharding_indexed"
         or layout.get("index_location", "end") != "end"
-        or [name for name, _ in inner] != ["bytes", "blosc", "crc32c"]
         or index != ["bytes", "crc32c"]
-        or inner[0][1].get("endian", "little") != "little"
     ):
         raise ValueError("its zarr.json describes another encoding than this store's")
     return ShardedArray(
@@ -113,7 +112,6 @@ def read_sharded(
         OSError: a shard is missing.
     """
     import numpy as np
-    from numcodecs import blosc
 
     array = parse_sharded(json.loads(document))
     leading = len(array.shape) - 3
@@ -140,7 +138,7 @@ def read_sharded(
             high = [min(a, b + c) for a, b, c in zip(end, corner, array.chunk, strict=True)]
             here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, begin, strict=True))
             there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, corner, strict=True))
-            blosc.decompress(_checked(encoded, f"{key}: chunk"), decoded)
+            decode(encoded, decoded, f"{key}: chunk")
             out[here] = decoded[there]
     return out
 
@@ -157,7 +155,7 @@ def _ranges(
 
     counts = [s // c for s, c in zip(array.shard, array.chunk, strict=True)]
     size = 16 * math.prod(counts)
-    raw = _checked(files.tail(key, size + _CRC_BYTES), f"{key}: index")
+    raw = checked(files.tail(key, size + CRC_BYTES), f"{key}: index")
     if len(raw) != size:
         raise ValueError(f"{key}: is too short")
     index = np.frombuffer(raw, "<u8").reshape(*counts, 2)
@@ -168,12 +166,3 @@ def _ranges(
     if (_MISSING, _MISSING) in found:
         raise ValueError(f"{key}: lacks a chunk")
     return found
-
-
-def _checked(data: bytes, what: str) -> bytes:
-    import google_crc32c
-
-    content, crc = data[:-_CRC_BYTES], data[-_CRC_BYTES:]
-    if google_crc32c.value(content) != int.from_bytes(crc, "little"):
-        raise ValueError(f"{what}: the crc32c does not hold")
-    return content

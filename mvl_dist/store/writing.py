@@ -19,6 +19,7 @@ from mvl_dist.files import (
 from mvl_dist.place import StorePlace
 from mvl_dist.store.format import (
     BOX_CHUNK,
+    DOCUMENT,
     MANIFEST,
     SHARD_CHUNKS,
     SHARDED_ARRAYS,
@@ -34,8 +35,6 @@ from mvl_dist.store.shard_writing import write_shards
 if TYPE_CHECKING:
     import numpy.typing as npt
     import zarr
-
-GROUP = "zarr.json"
 
 
 def create_task_group(store: Path, task: str) -> Path:
@@ -84,7 +83,7 @@ def write_case(
             for key, values in named.items():
                 _write_array(partial, group, key, values)
             content = {**attributes, "arrays": checksums, "metadata": array_metadata(partial)}
-            (partial / GROUP).write_text(case_text(content))
+            (partial / DOCUMENT).write_text(case_text(content))
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -133,7 +132,7 @@ def _chunks_and_shards(
 
 def array_metadata(case: Path) -> dict[str, str]:
     """Array name -> sha256 of its zarr.json, of a case's folder."""
-    return {path.parent.name: sha256_of(path) for path in sorted(case.glob(f"*/{GROUP}"))}
+    return {path.parent.name: sha256_of(path) for path in sorted(case.glob(f"*/{DOCUMENT}"))}
 
 
 def case_text(attributes: Mapping[str, Any]) -> str:
@@ -152,7 +151,7 @@ def read_case_attributes(store: StorePlace, task: str, name: str) -> dict[str, A
     None also where the file is damaged or of store version 1: such a case is converted again.
     """
     try:
-        data = read_bytes(store / task / "cases" / name / GROUP)
+        data = read_bytes(store / task / "cases" / name / DOCUMENT)
         attributes = dict(json.loads(data)["attributes"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
