@@ -220,6 +220,8 @@ def test_wrong_keys_are_one_line_that_names_the_variables(
                 store.read_manifest(place, TASK)
             assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in one_line(caught)
             assert len(locked.taken()[0]) == 1  # no use in asking again
+            with pytest.raises(UserError, match=rf"access refused \({reason}\)"):
+                store.task_names(place)
         # Keys of a profile, as `aws configure` leaves them.
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

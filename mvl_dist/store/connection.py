@@ -20,6 +20,7 @@ CONNECT_WITHIN = timedelta(seconds=5)
 ANSWER_WITHIN = timedelta(seconds=60)
 # Where a machine in AWS asks for the keys of its role; elsewhere nobody answers.
 _METADATA_ADDRESS = "169.254.169.254"
+_REFUSED = ("PermissionDeniedError", "UnauthenticatedError")
 _MEND = {
     "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), AWS_REGION and "
     "AWS_ENDPOINT_URL; a public bucket needs AWS_SKIP_SIGNATURE=true",
@@ -92,7 +93,8 @@ def explained(error: Exception, place: RemotePlace) -> Exception:
             f"{place}: its server does not hand out parts of files, which crops at the task's "
             "spacing are: serve the store with one that does (nginx), or copy it to a folder"
         )
-    if name in ("PermissionDeniedError", "UnauthenticatedError"):
+    # Of a listing obstore says no more than the status.
+    if name in _REFUSED or re.search(r"\b(401 Unauthorized|403 Forbidden)", said):
         why = code[1] if code else "by the server"
         return UserError(f"{place}: access refused ({why}): {_MEND[kind]}")
     why = " ".join(said.partition("<?xml")[0].split())[:400]
