@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
+import multiprocessing
 import signal
 import time
 import weakref
@@ -82,6 +84,10 @@ class BatchLoader:
         handed: list[list[weakref.ref[Any]]] = []
         with _held_signals():
             filling = iter(self.loader)
+        if self.workers:
+            # After torch's own, and so run before them: those would wait for each worker.
+            atexit.unregister(_kill_workers)
+            atexit.register(_kill_workers)
         try:
             while True:
                 if len(handed) > 1 and any(array() is not None for array in handed.pop(0)):
@@ -124,6 +130,17 @@ def _leave_signals_to_the_rank(worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def _kill_workers() -> None:
+    """End the workers of a process that ends without having let go of its loader.
+
+    multiprocessing would send each a SIGTERM, which they leave to the rank, and wait for ever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report their death
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 @dataclass(frozen=True)

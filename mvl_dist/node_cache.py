@@ -124,8 +124,8 @@ class NodeCache:
         finally:
             if is_at(file, partial):
                 partial.unlink()
-        there = self.find(key)
-        return values if there is None else there
+        # Mapped by who asks for it again: it is still warm here as it was loaded.
+        return values
 
     def _reserve(self, file: int, values: npt.NDArray[Any]) -> bool:
         """Give a file its size and count it, if room can be made."""

@@ -180,6 +180,33 @@ def test_a_signal_to_a_ranks_whole_group_ends_no_worker(
     assert (done.returncode, done.stdout.strip()) == (0, "8"), done.stderr
 
 
+HELD = """
+import sys
+from mvl_dist.data import RankBatches
+from mvl_dist.loading import BatchLoader
+from tests.test_loading import Numbered
+
+if __name__ == "__main__":
+    held = BatchLoader(Numbered(), RankBatches(8, 2, 0, 1, seed=0), workers=2)
+    batches = iter(held)
+    next(batches)
+    sys.exit(3)
+"""
+
+
+def test_a_process_that_ends_amid_an_epoch_does_not_wait_for_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "held.py"
+    script.write_text(HELD)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_the_wait_for_a_batch_counts_the_loader_and_not_the_step() -> None:
     def slow_loader() -> Iterator[dict[str, int]]:
         for number in range(3):
