@@ -26,6 +26,8 @@ class Running:
         self.competitor = competitor
         if cold:
             disk.forget(competitor.files(), drop_all)
+        else:
+            read_all(competitor.files())
         watch = Watch()
         competitor.fill()
         self.before = watch.so_far() if competitor.keeps else (0.0, 0.0, 0)

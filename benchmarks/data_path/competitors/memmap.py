@@ -62,6 +62,11 @@ class MemmapTorch(Memmap):
         self.folder.rmdir()
         self.folder.symlink_to(self.folder.with_name("memmap"), target_is_directory=True)
 
+    @classmethod
+    def cuts(cls) -> bool:
+        """Crops need no loader."""
+        return False
+
     def batches(self, order: Order, workers: int) -> Iterable[Batch]:
         """Without the project's BatchLoader."""
         return DataLoader(
