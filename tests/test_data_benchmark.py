@@ -98,7 +98,7 @@ def test_workers_read_what_the_process_itself_reads(tmp_path: Path) -> None:
     from benchmarks.data_path.epochs import Epochs
     from benchmarks.data_path.rows import COLD, LATER, WARM, Result
 
-    source = making.make(tmp_path, Size(8, 8, 8, (24, 24, 24), (24, 24, 24), 1), None, 1)
+    source = making.make(tmp_path, Size(8, 8, 8, (24, 24, 24), (24, 24, 24), 1, 2), None, 1)
     result = Result({})
     Epochs(result, [Ours(source, tmp_path)], 1, 0.01, 0, drop_all=False).round(0)
     used = {row.state: row.used[0] for row in result.rows}
@@ -139,7 +139,7 @@ def test_a_competitor_that_delivers_something_else_ends_the_run(
     from benchmarks.data_path.competitors.memmap import Memmap
     from benchmarks.data_path.epochs import check
 
-    source = making.make(tmp_path, Size(8, 8, 8, (24, 24, 24), (24, 24, 24), 1), None, 1)
+    source = making.make(tmp_path, Size(8, 8, 8, (24, 24, 24), (24, 24, 24), 1, 2), None, 1)
     folder = tmp_path / "memmap"
     folder.mkdir()
     memmap = Memmap(source, folder)

@@ -85,6 +85,7 @@ class Bench:
             competitor.build()
             cases = len(made.everything)
             self.result.build_s[each.name] = (time.perf_counter() - started) / cases
+            competitor.build_cut()
             found.append(competitor)
         for competitor in found:
             stored = sum(path.stat().st_size for path in competitor.files())

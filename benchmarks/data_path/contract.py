@@ -74,6 +74,9 @@ class Competitor:
     def build(self) -> None:
         """Write its own store into its folder (which is there)."""
 
+    def build_cut(self) -> None:
+        """Write what its crops are cut from."""
+
     def files(self) -> list[Path]:
         """What an epoch reads of the disk."""
         return [path for path in sorted(self.folder.rglob("*")) if path.is_file()]

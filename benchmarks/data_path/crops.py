@@ -19,7 +19,7 @@ def boxes(source: Source, seed: int) -> list[tuple[str, Box]]:
     manifest = read_manifest(source.store, source.msd.name)
     found = []
     for _ in range(source.size.crops):
-        case = source.cases[rng.integers(len(source.cases))]
+        case = source.cut[rng.integers(len(source.cut))]
         shape = manifest.cases[case].spaced_shape
         assert shape is not None
         starts = [int(rng.integers(n - source.size.patch + 1)) for n in shape]
@@ -53,7 +53,7 @@ def measure(result: Result, competitors: Sequence[Competitor], rounds: int) -> N
     size = source.size.patch
     image = np.zeros((1, size, size, size), np.float16)
     label = np.zeros((size, size, size), np.uint8)
-    for case in source.cases:  # every box of a cached case is a later one; and all is read once
+    for case in source.cut:  # every box of a cached case is a later one; and all is read once
         for each in able:
             each.box(case, (slice(0, size),) * 3)
     for number in range(rounds):

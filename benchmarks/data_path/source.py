@@ -26,6 +26,7 @@ class Size:
         scan: voxels of a scan along x, y, z.
         cell: what is taken of each small scan that it is laid of.
         crops: of a round.
+        cut: cases that crops are taken of.
     """
 
     cases: int
@@ -34,10 +35,11 @@ class Size:
     scan: Shape3D
     cell: Shape3D
     crops: int
+    cut: int
 
 
-FULL = Size(40, 128, 96, (192, 192, 160), (32, 48, 32), 60)
-QUICK = Size(8, 32, 24, (48, 48, 40), (32, 48, 24), 6)
+FULL = Size(32, 128, 96, (192, 192, 160), (32, 48, 32), 60, 8)
+QUICK = Size(8, 32, 24, (48, 48, 40), (32, 48, 24), 6, 2)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Source:
     def everything(self) -> tuple[str, ...]:
         """All cases, the one to start with last."""
         return (*self.cases, self.start)
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """Cases that crops are taken of: the only ones that are kept at the task's spacing."""
+        return self.cases[: self.size.cut]
 
     def arrays(self, case: str) -> Arrays:
         """Image (1, D, H, W) and label (D, H, W) at the task's grid."""

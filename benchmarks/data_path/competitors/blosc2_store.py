@@ -82,16 +82,22 @@ class Blosc2(Competitor):
     says = "b2nd files with nnU-Net 2.8's blocks, chunks and codec"
 
     def build(self) -> None:
-        """At the grid, and at the task's spacing."""
-        (self.folder / "spaced").mkdir()
-        grid, patch = ((n,) * 3 for n in (self.source.size.grid, self.source.size.patch))
+        """Two files a case."""
+        grid = (self.source.size.grid,) * 3
         for case in self.source.everything:
-            for folder, (image, label), read in (
-                (self.folder, self.source.arrays(case), grid),
-                (self.folder / "spaced", self.source.spaced(case), patch),
-            ):
-                write(folder / f"{case}.b2nd", image, read)
-                write(folder / f"{case}_seg.b2nd", label[None], read)
+            self._save(self.folder, case, self.source.arrays(case), grid)
+
+    def build_cut(self) -> None:
+        """The same at the task's spacing."""
+        (self.folder / "spaced").mkdir()
+        patch = (self.source.size.patch,) * 3
+        for case in self.source.cut:
+            self._save(self.folder / "spaced", case, self.source.spaced(case), patch)
+
+    def _save(self, folder: Path, case: str, arrays: Arrays, patch: Sequence[int]) -> None:
+        image, label = arrays
+        write(folder / f"{case}.b2nd", image, patch)
+        write(folder / f"{case}_seg.b2nd", label[None], patch)
 
     def files(self) -> list[Path]:
         """Those at the grid."""

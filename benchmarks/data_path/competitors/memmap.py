@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,17 +21,21 @@ class Memmap(Competitor):
     says = "decoded .npy files, memory-mapped: the limit"
 
     def build(self) -> None:
-        """Two files a case, and two more at the task's spacing."""
-        (self.folder / "spaced").mkdir()
+        """Two files a case."""
         for case in self.source.everything:
-            for folder, arrays in (
-                (self.folder, self.source.arrays(case)),
-                (self.folder / "spaced", self.source.spaced(case)),
-            ):
-                for part, values in zip(("image", "label"), arrays, strict=True):
-                    np.save(folder / f"{case}.{part}.npy", values)
+            self._save(self.folder, case, self.source.arrays(case))
 
-    def files(self) -> list:
+    def build_cut(self) -> None:
+        """The same at the task's spacing."""
+        (self.folder / "spaced").mkdir()
+        for case in self.source.cut:
+            self._save(self.folder / "spaced", case, self.source.spaced(case))
+
+    def _save(self, folder: Path, case: str, arrays: Arrays) -> None:
+        for part, values in zip(("image", "label"), arrays, strict=True):
+            np.save(folder / f"{case}.{part}.npy", values)
+
+    def files(self) -> list[Path]:
         """Not those at the task's spacing."""
         return sorted(self.folder.glob("*.npy"))
 
@@ -61,6 +66,9 @@ class MemmapTorch(Memmap):
         """The files are there."""
         self.folder.rmdir()
         self.folder.symlink_to(self.folder.with_name("memmap"), target_is_directory=True)
+
+    def build_cut(self) -> None:
+        """None."""
 
     @classmethod
     def cuts(cls) -> bool:
