@@ -130,10 +130,6 @@ def _join(folder: Path) -> None:
         )
     file = os.open(folder / USERS, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if _locked(file):  # nobody uses it: what is there was left by the killed
-            for path in folder.iterdir():
-                if path.name != USERS:
-                    path.unlink()
         fcntl.flock(file, fcntl.LOCK_SH)
         if is_at(file, folder / USERS):
             _joined[folder] = file

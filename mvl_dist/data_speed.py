@@ -107,7 +107,7 @@ def report(store: StorePlace, task: str, workers: int) -> list[str]:
         f"  one process    {speed.read_ms:.2f} ms reading files ({speed.mb_per_case:.2f} MB), "
         f"{speed.decode_ms:.2f} ms decoding, {speed.batch_ms:.2f} ms batching, a case",
         f"  {loader:13}  {speed.samples_per_s:.0f} samples/s from the store, "
-        f"{speed.lost_ms(cores):.2f} ms a case beyond these parts; first batch after "
+        f"{max(speed.lost_ms(cores), 0):.2f} ms a case beyond these parts; first batch after "
         f"{speed.first_batch_s:.1f} s",
         f"  cache          {speed.cached_per_s:.0f} samples/s from the second epoch on; it wants "
         f"{sum(sizes) / 1e9:.3g} GB, {place.folder} holds {cached_bytes / 1e9:.3g} GB of at "
@@ -172,12 +172,14 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
 def _loader_speed(dataset: CaseDataset, workers: int) -> tuple[float, float]:
     """Seconds to a fresh loader's first batch, and its samples a second when all workers run."""
     starting = max(workers, 1)
-    passes = max(2, -(-2 * CASES * starting // len(dataset)))
+    passes = 1 + max(2, -(-4 * CASES * starting // len(dataset)))
     order = RankBatches(len(dataset) * passes, BATCH, 0, 1, seed=0)
-    batches = iter(BatchLoader(_Repeated(dataset), order, workers))
+    loader = BatchLoader(_Repeated(dataset), order, workers)  # named: its end is not timed
+    batches = iter(loader)
     first_s, _ = _timed(lambda: len(next(batches)["case"]))
-    for _ in range(starting - 1):
-        next(batches)  # each worker's first one carries its start
+    # Each worker's first batch carries its start, and each has met no case before its first pass.
+    for _ in range(starting - 1 + len(order) // passes):
+        next(batches)
     rest_s, samples = _timed(lambda: sum(len(batch["case"]) for batch in batches))
     return first_s, samples / rest_s
 
