@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import multiprocessing
+import os
 import signal
 import time
 import weakref
@@ -68,7 +70,7 @@ class BatchLoader:
             persistent_workers=workers > 0,
             multiprocessing_context="spawn" if workers > 0 else None,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_rank,
+            worker_init_fn=functools.partial(_leave_signals_to_the_rank, os.getpid()),
         )
 
     def __len__(self) -> int:
@@ -122,11 +124,16 @@ def _held_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_signals_to_the_rank(worker: int) -> None:
+def _leave_signals_to_the_rank(rank: int, worker: int) -> None:
     """Slurm and the launcher signal a rank's whole process group; the rank saves, and ends these.
 
-    A worker whose rank is gone ends by itself.
+    A worker whose rank is gone ends by itself, as torch has it from here on.
+
+    Args:
+        rank: number of the rank's process.
     """
+    if os.getppid() != rank:  # it died while this one started: torch would wait for another parent
+        os._exit(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -207,6 +207,33 @@ def test_a_process_that_ends_amid_an_epoch_does_not_wait_for_its_workers(tmp_pat
     assert (done.returncode, done.stderr) == (3, "")
 
 
+ORPHANED = """
+import os, signal, sys, threading
+from mvl_dist.data import RankBatches
+from mvl_dist.loading import BatchLoader
+from tests.test_loading import Numbered
+
+if __name__ == "__main__":
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    next(iter(BatchLoader(Numbered(), RankBatches(8, 2, 0, 1, seed=0), workers=1)))
+"""
+
+
+def test_a_process_that_is_killed_while_its_workers_start_leaves_none_behind(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "orphaned.py"
+    script.write_text(ORPHANED)
+    # The workers hold its output open: it is whole only when the last of them is gone.
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
 def test_the_wait_for_a_batch_counts_the_loader_and_not_the_step() -> None:
     def slow_loader() -> Iterator[dict[str, int]]:
         for number in range(3):
