@@ -1,10 +1,10 @@
 """What goes wrong on a cluster in the middle of a run: it is named, and nothing is lost."""
 
-import json
 import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from mvl_dist.splits import Split, make_split
-from mvl_dist.store import read_manifest
+from mvl_dist.store import read_manifest, write_manifest
 from tests.system.launching import (
     REPO,
     TRACES,
@@ -109,10 +109,10 @@ def test_a_store_that_is_replaced_under_a_run_stops_it(
 ) -> None:
     process = start([*arguments, "--store", str(store)], tmp_path / "runs")
     wait_for(lambda: checkpointed(tmp_path / "runs"), process)
-    file = store / TASK / "manifest.json"
-    manifest = json.loads(file.read_text())
-    next(iter(manifest["cases"].values()))["arrays"]["label"] = "0" * 64
-    file.write_text(json.dumps(manifest))
+    manifest = read_manifest(store, TASK)
+    name, info = next(iter(manifest.cases.items()))
+    other = replace(info, arrays={**info.arrays, "label": "0" * 64})
+    write_manifest(store, replace(manifest, cases={**manifest.cases, name: other}))
     line = one_line(process)
     assert "was replaced while this run was training" in line
     assert max(curve(tmp_path / "runs", "epoch")) > 0  # its checkpoints stay
