@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -60,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     from benchmarks.data_path.rows import Result
     from benchmarks.data_path.show import table
 
+    # Stopped from outside, it leaves no gigabytes behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = Path(tempfile.mkdtemp(prefix="mvl-bench-data-", dir=options.work))
     bench = Bench(options, folder)
     path = options.json or RESULTS / f"data-{bench.result.about['date']}.json"

@@ -63,10 +63,13 @@ class Bench:
             began = time.monotonic()
             for each in epochs:
                 each.round(number)
-            now = time.monotonic()
-            self.result.seconds = now - started
-            self.say(f"round {number + 1} of {self.rounds} after {now - started:.0f} s")
-            save(self.result)
+                now = time.monotonic()
+                self.result.seconds = now - started
+                self.say(
+                    f"round {number + 1} of {self.rounds}, {each.workers} workers, "
+                    f"after {now - started:.0f} s"
+                )
+                save(self.result)
             # The next one may take as long as this one did.
             left = number + 1 < self.rounds
             if left and 2 * now - began - started > self.options.seconds:
