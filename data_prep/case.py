@@ -33,6 +33,8 @@ from mvl_dist.store import (
 from mvl_dist.tasks import Task
 
 STATISTICS = ".statistics"
+# Of uint16, which foreground_spaced is.
+MOST_VOXELS_AN_AXIS = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def convert(job: Job) -> Outcome:
     scales = [scale_of(job.normalisation, channel) for channel in moments]
     shapes = [job.grid]
     if job.spacing_mm is not None:
-        shapes.append(shape_at(scan.native_shape, scan.spacing_mm, job.spacing_mm))
+        shapes.append(_spaced_shape(scan, job.spacing_mm))
     image, *finer = _resampled(scan.image, scales, shapes)
     spaced = None
     if finer:
@@ -182,6 +184,22 @@ def convert(job: Job) -> Outcome:
     }
     write_case(job.store, job.task.name, scan.name, arrays, attributes)
     return _done(scan)
+
+
+def _spaced_shape(scan: Scan, spacing_mm: Spacing) -> Shape3D:
+    """Shape of a scan at the task's spacing.
+
+    Raises:
+        UserError: more voxels along an axis than `foreground_spaced` can name.
+    """
+    shape = shape_at(scan.native_shape, scan.spacing_mm, spacing_mm)
+    if max(shape) > MOST_VOXELS_AN_AXIS:
+        raise UserError(
+            f"case {scan.name} would have {'x'.join(map(str, shape))} voxels at a spacing of "
+            f"{' '.join(f'{mm:g}' for mm in spacing_mm)} mm, at most {MOST_VOXELS_AN_AXIS} an axis "
+            "are stored: set a coarser --spacing (millimetres along D, H, W), or none"
+        )
+    return shape
 
 
 def _resampled(

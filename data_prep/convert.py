@@ -8,6 +8,7 @@ run, after a stop or a change, converts only what is missing or different.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -279,7 +280,7 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(ConvertOptions, prog="mvl convert", args=argv, config=flags)
     if min(options.grid) < 1:
         raise UserError(f"--grid {' '.join(map(str, options.grid))}: takes three positive numbers")
-    if isinstance(options.spacing, tuple) and not min(options.spacing) > 0:
+    if isinstance(options.spacing, tuple) and not all(0 < mm < math.inf for mm in options.spacing):
         raise UserError(
             f"--spacing {' '.join(map(str, options.spacing))}: takes three positive millimetres, "
             "auto or none"

@@ -24,16 +24,11 @@ def geometry_of(pair: Pair) -> Geometry | None:
     with contextlib.suppress(Exception):
         image = nib.load(pair.image)
         shape = image.shape[:3]
-        spacing = orientation_of(image.affine, shape).spacing_mm
+        orientation = orientation_of(image.affine, shape)
+        spacing = orientation.spacing_mm
         if len(shape) == 3 and np.isfinite(spacing).all() and min(spacing) > 0:
-            return spacing, _turned(image.affine, shape)
+            return spacing, orientation.canonical_shape(shape)
     return None
-
-
-def _turned(affine: np.ndarray, shape: Sequence[int]) -> Shape3D:
-    axes = nib.orientations.io_orientation(affine)[:, 0].astype(int)
-    w, h, d = (int(shape[list(axes).index(axis)]) for axis in range(3))
-    return d, h, w
 
 
 def task_spacing(geometries: Sequence[Geometry]) -> Spacing:

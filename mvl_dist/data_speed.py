@@ -73,7 +73,8 @@ class DataSpeed:
         if largest == "reading files":
             return "reading files: a faster or nearer disk (node-local scratch) for --store"
         if largest == "handing batches over":
-            return "copies between processes, or other work on these cores (see top)"
+            copies = "copies between processes" if self.workers else "the loader's own Python"
+            return f"{copies}, or other work on these cores (see top)"
         if self.workers < cores:
             return f"{largest}: more --workers (there are {cores} cores)"
         return f"{largest}: every one of the {cores} cores has a worker; more cores"
@@ -128,7 +129,7 @@ def measure(store: StorePlace, manifest: Manifest, workers: int, cache: NodeCach
     reader = CaseReader(store, task)
     dataset = CaseDataset(reader, manifest, cases, "all")
     cached = CaseDataset(reader.through(cache, manifest), manifest, cases, "all")
-    reader.array(cases[-1], "label")  # imports Zarr, which is no case's time
+    reader.array(cases[-1], "label")  # imports what decodes, which is no case's time
     reads, decodes, sizes = [], [], []
     for case in cases:
         files = partial(read_files, store, task, case, ARRAYS)

@@ -12,32 +12,27 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 
 from mvl_dist import checkpoint
 from mvl_dist.augment import PRESETS, Anatomy
 from mvl_dist.checkpoint import Position
-from mvl_dist.config import OptimConfig, Shape3D
-from mvl_dist.data import Batch, CaseDataset, Item, RankBatches, region_masks
+from mvl_dist.data import Batch, CaseDataset, RankBatches, region_masks
 from mvl_dist.device_batches import on_device
 from mvl_dist.distributed import (
     StopRequest,
-    gather_objects,
     progress_bar,
     sums_and_largest,
 )
 from mvl_dist.errors import UserError
-from mvl_dist.evaluation import share_by_size
-from mvl_dist.inference import forward_calls, volume_logits
-from mvl_dist.labelling import region_logits
 from mvl_dist.loading import BatchLoader, timed
-from mvl_dist.losses import region_dice, training_loss
-from mvl_dist.metrics import metric_name
+from mvl_dist.losses import training_loss
+from mvl_dist.optimizing import dtype_name, learning_rate, running_stage
 from mvl_dist.patches import PatchDataset
 from mvl_dist.plan import Plan, data_checksum
 from mvl_dist.run_cache import node_cache
 from mvl_dist.store import read_manifest
 from mvl_dist.tracking import AnyTracker
+from mvl_dist.validating import validate
 from mvl_dist.watchdog import Watchdog
 
 
@@ -60,66 +55,6 @@ class Stopped(Exception):  # noqa: N818 - a request, not an error
     def __init__(self, position: Position) -> None:
         super().__init__()
         self.position = position
-
-
-def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up, then constant as in the paper."""
-    warmup_steps = optim.warmup_epochs * steps_per_epoch
-    return optim.lr * min(1.0, (step + 1) / warmup_steps) if warmup_steps else optim.lr
-
-
-def adam(parameters: Sequence[torch.nn.Parameter], lr: float, device: str) -> torch.optim.Adam:
-    """Adam as the paper has it, in one kernel a step on a GPU.
-
-    On a CPU torch's own choice: its fused Adam rounds in another way, and runs that are there would
-    go on along another curve.
-
-    Args:
-        device: kind of device that the training runs on, `cuda` or `cpu`.
-    """
-    return torch.optim.Adam(parameters, lr=lr, fused=True if device == "cuda" else None)
-
-
-def prepare_engine(accelerator: Accelerator, model: torch.nn.Module, optim: OptimConfig) -> Any:
-    """Hand a model to DeepSpeed with Adam over its trainable parameters.
-
-    Raises:
-        UserError: DeepSpeed runs another ZeRO stage than its config asks for.
-    """
-    plugin = accelerator.state.deepspeed_plugin
-    settings = plugin.deepspeed_config
-    # Both, because Accelerate leaves what it filled in for the run before in a shared config.
-    settings["train_micro_batch_size_per_gpu"] = optim.batch_size // accelerator.num_processes
-    settings["train_batch_size"] = optim.batch_size
-    settings["gradient_clipping"] = optim.max_grad_norm
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = adam(trainable, optim.lr, accelerator.device.type)
-    engine, _ = accelerator.prepare(model, optimizer)
-    asked, got = settings["zero_optimization"]["stage"], running_stage(engine)
-    if asked != got:
-        raise UserError(f"DeepSpeed runs ZeRO stage {got}, its config asks for {asked}")
-    return engine
-
-
-def running_stage(engine: Any) -> int:
-    """ZeRO stage by what DeepSpeed built, not by the config that it was given back.
-
-    `engine.zero_optimization_stage()` only repeats the config, so it could never disagree with it.
-    """
-    optimizer = engine.optimizer
-    kinds = {kind.__name__ for kind in type(optimizer).__mro__}
-    if "DeepSpeedZeroOptimizer_Stage3" in kinds:
-        return 3
-    if "DeepSpeedZeroOptimizer" in kinds:
-        return 2 if optimizer.partition_gradients else 1
-    if "BF16_Optimizer" in kinds:  # what DeepSpeed takes for stages 0 and 1 in bf16
-        return min(int(engine.zero_optimization_stage()), 1)
-    return 0
-
-
-def dtype_name(engine: Any) -> str:
-    """Precision that DeepSpeed runs the model in: bfloat16 or float32."""
-    return "bfloat16" if engine.bfloat16_enabled() else "float32"
 
 
 class Trainer:
@@ -301,55 +236,10 @@ class Trainer:
             return None
         return float(torch.nn.utils.get_total_norm(gradients))
 
-    # ---------------------------------------------------------------------------- validation
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss and Dice over the whole validation cases, each once (all ranks).
-
-        At the store's grid, or at the task's spacing where the model sees crops.
-        """
-        self.engine.eval()
-        recipe = self.plan.recipe
-        calls = {
-            index: forward_calls(self._shape(case), recipe)
-            for index, case in enumerate(self.validation.cases)
-        }
-        ranks = range(self.world_size)
-        shares = [share_by_size(list(calls), calls, rank, self.world_size) for rank in ranks]
-        rows: list[tuple[float, list[float]]] = []
-        for index in shares[self.rank]:
-            item = self.validation[Item(index)]
-            logits = volume_logits(self._forward, item["image"], recipe, self.device, self.dtype)
-            target = region_masks(item["label"][None].to(logits.device), self.plan.regions)
-            loss = float(training_loss(logits, target, self.activation))
-            dice = region_dice(region_logits(logits, self.activation), target)
-            rows.append((loss, dice[0].tolist()))
-        # ZeRO-3 gathers weights in every forward: all ranks must call it equally often.
-        totals = [sum(calls[index] for index in part) for part in shares]
-        nothing = torch.zeros(1, len(recipe.modalities), *recipe.config.data.grid)
-        for _ in range(max(totals) - totals[self.rank]):
-            self._forward(nothing.to(self.device, self.dtype))
-        rows = gather_objects(rows)
-        values = {"val_loss": _mean([loss for loss, _ in rows])}
-        for index, region in enumerate(self.plan.regions):
-            values[f"val_dice/{metric_name(region.name)}"] = _mean([d[index] for _, d in rows])
-        values["val_dice"] = _mean([_mean(dice) for _, dice in rows])
-        return values
-
-    def _forward(self, image: torch.Tensor) -> torch.Tensor:
-        self.watchdog.advance("validation")
-        logits: torch.Tensor = self.engine(image)
-        return logits
-
-    def _shape(self, case: str) -> Shape3D:
-        """D, H, W of what the model is asked for in validation."""
-        return self.plan.manifest.cases[case].spaced_shape or self.plan.config.data.grid
-
     def _validate_and_save(self, position: Position) -> Position:
         self._check_store()
         started = time.monotonic()
-        values = self.validate()
+        values = validate(self.engine, self.plan, self.validation, self.watchdog)
         device_seconds = (time.monotonic() - started) * self.world_size
         values["val_device_seconds_per_case"] = device_seconds / len(self.validation)
         self.tracker.metrics(position.step, epoch=position.epoch, **values)
@@ -389,7 +279,3 @@ class Trainer:
         self.watchdog.advance("checkpoint")
         keep = self.plan.config.keep_checkpoints
         checkpoint.save(self.engine, self.folder, position, self.frozen_checksum, keep)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan

@@ -61,7 +61,7 @@ class BatchLoader:
         self.buffers = BatchBuffers(dataset.layout, batches.micro_batch, AHEAD * workers + 2)
         if torch.cuda.is_available():
             self.buffers.pin()
-        # Spawned, not forked: Zarr runs an event loop in a thread, which a fork breaks.
+        # Spawned, not forked: fetching runs an event loop in a thread, which a fork breaks.
         self.loader = DataLoader(
             _Filling(dataset, self.buffers),
             batch_sampler=_Requests(batches, self.buffers.slots, max(workers, 1)),

@@ -53,6 +53,11 @@ class Orientation:
         w, h, d = (float(s) for s in np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)))
         return d, h, w
 
+    def canonical_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Shape (x, y, z) of the file -> that of `canonical`."""
+        w, h, d = (int(size) for _, size in sorted(zip(self.turn[:, 0], shape, strict=True)))
+        return d, h, w
+
     def canonical(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """(x, y, z) of the file -> (D, H, W), and (x, y, z, c) -> (C, D, H, W)."""
         return np.ascontiguousarray(self.canonical_view(values))

@@ -50,6 +50,7 @@ class NodeCache:
         # Mapping a file and touching its pages costs more than copying it (1.1 ms against 0.5 ms
         # for 4 MB), so this process keeps its mappings, each with the number of its file.
         self._mapped: dict[str, tuple[int, npt.NDArray[Any]]] = {}
+        self._told = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NodeCache, (self.folder, self.capacity)
@@ -73,7 +74,8 @@ class NodeCache:
                 return there
             try:
                 file = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
-            except OSError:  # the folder is gone or read-only: not worth a training's end
+            except OSError as error:  # gone or read-only: not worth a training's end
+                self._tell_unusable(error)
                 return load()
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -186,12 +188,23 @@ class NodeCache:
         """Say once a node that something else has filled the place."""
         with contextlib.suppress(OSError):
             os.close(os.open(self.folder / TOLD, os.O_CREAT | os.O_EXCL, 0o600))
-            print(
-                f"note: {self.folder} cannot take another case ({error.strerror}); what it does "
-                "not hold is read from the store: make room there, or lower --cache-gb",
-                file=sys.stderr,
-                flush=True,
+            _note(
+                f"{self.folder} cannot take another case ({error.strerror}); what it does not hold "
+                "is read from the store: make room there, or lower --cache-gb"
             )
+
+    def _tell_unusable(self, error: OSError) -> None:
+        """Say once a process that nothing is kept any more."""
+        if not self._told:
+            self._told = True
+            _note(
+                f"the cache of decoded cases in {self.folder} cannot be used ({error.strerror}): "
+                "every case is read from the store each time; start again for a new one"
+            )
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def is_at(file: int, path: Path) -> bool:

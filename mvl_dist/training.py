@@ -72,11 +72,12 @@ def _fit_batch(plan: Plan, world_size: int) -> Plan:
 def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTracker, FitResult]:
     from mvl_dist import runs
     from mvl_dist.compiling import check_compile, compile_in_place
-    from mvl_dist.engine import Trainer, dtype_name, prepare_engine, running_stage
+    from mvl_dist.engine import Trainer
     from mvl_dist.kernels import dispatch
     from mvl_dist.models import frozen
     from mvl_dist.models.count import donor_parameter_names, parameter_report
     from mvl_dist.models.donors.llama_recomputed import recompute_mlps
+    from mvl_dist.optimizing import dtype_name, prepare_engine, running_stage
     from mvl_dist.tracking import NullTracker, Tracker, default_uri
 
     config = plan.config

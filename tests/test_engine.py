@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mvl_dist.config import OptimConfig
-from mvl_dist.engine import adam, learning_rate
 from mvl_dist.metrics import metric_name
+from mvl_dist.optimizing import adam, learning_rate
 
 CONFIGS = Path(__file__).resolve().parent.parent / "deepspeed_configs"
 

@@ -187,6 +187,18 @@ def test_a_shared_memory_that_others_have_filled_costs_a_note_and_no_sample(
     assert "lower --cache-gb" in said[0]
 
 
+def test_a_folder_that_is_gone_costs_a_note_and_no_sample(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cache = NodeCache(tmp_path / "removed by hand", 100 * MB)
+    for number in range(3):
+        values = cache.array(str(number), lambda number=number: megabyte(number))
+        np.testing.assert_array_equal(values, megabyte(number))
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "cannot be used (No such file or directory)" in said
+    assert "read from the store each time" in said
+
+
 def test_a_replaced_store_is_never_served_from_the_cache(phantom_store: Path, folder: Path) -> None:
     manifest = read_manifest(phantom_store, "93")
     case = sorted(manifest.cases)[0]

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from data_prep import convert
 from data_prep.foreground import sample_foreground
 from data_prep.source import list_pairs
 from data_prep.spacing import geometry_of, task_spacing
@@ -118,6 +119,23 @@ def test_a_spacing_asked_for_is_taken_and_labels_keep_their_volume(tmp_path: Pat
     for value, voxels in ((1, 58), (2, 2)):
         native_mm3, voxel_mm3 = voxels * 2.0, (12.0 * 10 * 8) / label.size
         assert abs((label == value).sum() * voxel_mm3 - native_mm3) <= voxel_mm3
+
+
+@pytest.mark.parametrize("words", ["0 1 1", "-1 1 1", "inf 1 1", "nan 1 1"])
+def test_a_spacing_that_is_none_is_refused_before_anything_is_written(
+    words: str, tmp_path: Path
+) -> None:
+    make_tiny(tmp_path)
+    argv = ["--msd-root", str(tmp_path), "--store", str(tmp_path / "s")]
+    with pytest.raises(UserError, match="three positive millimetres"):
+        convert.main([*argv, "--spacing", *words.split()])
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_spacing_too_fine_to_be_stored_is_one_line_with_the_size(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path)
+    with pytest.raises(UserError, match=r"would have 120000x10x8 voxels .* at most 65535 an axis"):
+        convert_tiny(folder, tmp_path / "s", spacing=(0.0001, 1.0, 1.0))
 
 
 def test_without_a_spacing_the_store_is_that_of_the_grid_alone(tmp_path: Path) -> None:
