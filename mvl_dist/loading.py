@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mvl_dist.batch_buffers import BatchBuffers
 from mvl_dist.data import Batch, Item, Layout, RankBatches
 from mvl_dist.errors import UserError
+from mvl_dist.parallel import worker_environment
 
 # Batches that each worker is asked for ahead of need.
 AHEAD = 2
@@ -84,7 +85,7 @@ class BatchLoader:
             RuntimeError: a batch is still held whose memory is about to be filled again.
         """
         handed: list[list[weakref.ref[Any]]] = []
-        with _held_signals():
+        with _held_signals(), worker_environment(threads=1):
             filling = iter(self.loader)
         if self.workers:
             # After torch's own, and so run before them: those would wait for each worker.

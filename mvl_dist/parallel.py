@@ -24,7 +24,8 @@ _PLAIN_LINE_EVERY_S = 10.0
 # One case a process is the parallelism; a pool of threads in each would fight over the cores.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")
 # Case after case needs arrays of the same sizes. By glibc's default each is asked of the kernel
-# anew, whose zeroing of pages took a fifth of a conversion's CPU time and a third of verifying's.
+# anew, whose zeroing of pages took a fifth of a conversion's CPU time, a third of verifying's and
+# half of a loader's decoding.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 _OUT_OF_MEMORY = (
     "ran out of memory or was killed; cases already written are kept: "
@@ -38,8 +39,8 @@ def default_workers() -> int:
 
 
 @contextlib.contextmanager
-def _worker_environment(threads: int) -> Iterator[None]:
-    """What processes started meanwhile find in their environment."""
+def worker_environment(threads: int) -> Iterator[None]:
+    """What processes started meanwhile find in their environment: threads, and memory kept."""
     wanted = {**dict.fromkeys(_THREADS, str(threads)), **_KEEP_MEMORY}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -146,7 +147,7 @@ def _in_processes(
     waiting = iter(jobs)
     first = (begin, context.Value("i", 0))
     with (
-        _worker_environment(threads),
+        worker_environment(threads),
         ProcessPoolExecutor(
             workers, mp_context=context, initializer=_begin_worker, initargs=first
         ) as pool,

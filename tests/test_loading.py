@@ -132,6 +132,23 @@ def test_batches_for_which_there_is_no_memory_are_one_line() -> None:
         BatchLoader(Huge(), RankBatches(4, 2, 0, 1, seed=0), workers=0)
 
 
+def run_alone(program: str, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a session of its own, until its last process is gone.
+
+    All of them hold its output open, so that one left behind runs into the limit of time.
+    """
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        start_new_session=True,
+    )
+
+
 GROUP = """
 import os, signal, sys, threading
 from pathlib import Path
@@ -166,17 +183,7 @@ def test_a_signal_to_a_ranks_whole_group_ends_no_worker(
     phantom_store: Path, tmp_path: Path
 ) -> None:
     """Slurm and torch's launcher signal all processes of a rank, which then saves and goes on."""
-    script = tmp_path / "group.py"
-    script.write_text(GROUP)
-    done = subprocess.run(
-        [sys.executable, str(script), str(phantom_store)],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        start_new_session=True,
-    )
+    done = run_alone(GROUP, tmp_path, str(phantom_store))
     assert (done.returncode, done.stdout.strip()) == (0, "8"), done.stderr
 
 
@@ -195,15 +202,7 @@ if __name__ == "__main__":
 
 
 def test_a_process_that_ends_amid_an_epoch_does_not_wait_for_its_workers(tmp_path: Path) -> None:
-    script = tmp_path / "held.py"
-    script.write_text(HELD)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_alone(HELD, tmp_path)
     assert (done.returncode, done.stderr) == (3, "")
 
 
@@ -222,15 +221,7 @@ if __name__ == "__main__":
 def test_a_process_that_is_killed_while_its_workers_start_leaves_none_behind(
     tmp_path: Path,
 ) -> None:
-    script = tmp_path / "orphaned.py"
-    script.write_text(ORPHANED)
-    # The workers hold its output open: it is whole only when the last of them is gone.
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        timeout=120,
-    )
+    done = run_alone(ORPHANED, tmp_path)
     assert done.returncode == -signal.SIGKILL
 
 
