@@ -49,6 +49,19 @@ def deepspeed_config(folder: Path, stage: int | str) -> Path:
     return path
 
 
+def always_gathering(file: Path) -> Path:
+    """ZeRO-3 that keeps no weights between forwards: small ones, as here, it would never part."""
+    settings = json.loads(file.read_text())
+    settings["zero_optimization"] |= {
+        "stage3_param_persistence_threshold": 0,
+        "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
+        "stage3_prefetch_bucket_size": 0,
+    }
+    file.write_text(json.dumps(settings))
+    return file
+
+
 def command(
     arguments: Sequence[str],
     ranks: int = 2,

@@ -18,6 +18,7 @@ from mvl_dist.runs import load_trained
 from mvl_dist.store import read_manifest
 from tests.system.launching import (
     REPO,
+    always_gathering,
     command,
     curve,
     deepspeed_config,
@@ -47,19 +48,6 @@ def one_rank(spaced: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     done = launch([*spaced, "--output", str(output)], 1, deepspeed_config(output, 0))
     assert done.code == 0, done.errors
     return output
-
-
-def always_gathering(file: Path) -> Path:
-    """ZeRO-3 that keeps no weights between forwards: small ones, as here, it would never part."""
-    settings = json.loads(file.read_text())
-    settings["zero_optimization"] |= {
-        "stage3_param_persistence_threshold": 0,
-        "stage3_max_live_parameters": 0,
-        "stage3_max_reuse_distance": 0,
-        "stage3_prefetch_bucket_size": 0,
-    }
-    file.write_text(json.dumps(settings))
-    return file
 
 
 def test_two_ranks_under_zero_3_killed_and_resumed_follow_the_curve_of_one_rank(
