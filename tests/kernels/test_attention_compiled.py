@@ -99,3 +99,14 @@ def test_on_an_h100_the_products_are_warpgroup_instructions(reports: Reports) ->
     for report in reports(capability=90, head_size=128, dtype="bf16").values():
         assert "HGMMA" in report
         assert "HMMA" not in report
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_a_second_head_of_16_in_a_program_would_spill(reports: Reports, capability: int) -> None:
+    """Why a program owns one head: a thread has 255 registers, and one head takes over half.
+
+    dq alone, at 126 to 128, might hold two.
+    """
+    found = reports(capability=capability, head_size=16, dtype="bf16", dropout=True)
+    assert found["forward"]["registers"] > 255 / 2
+    assert found["keys"]["registers"] > 255 / 2
