@@ -109,6 +109,15 @@ class CaseDataset(Dataset[Batch]):
         arrays = {image: number_of(self.channels), label: None}
         self.reader.ahead([self.cases[item.case] for item in items], arrays)
 
+    def put(self, item: Item, place: Mapping[str, torch.Tensor]) -> Batch:
+        """Read a sample's tensors into their places; returns the rest of it."""
+        case = self.cases[item.case]
+        image, label = ARRAYS_OF[self.resolution]
+        count = number_of(self.channels)
+        self.reader.array(case, image, count, place["image"].numpy())
+        self.reader.array(case, label, out=place["label"].numpy())
+        return {"case": case, "position": item.position}
+
     def __getitem__(self, item: Item) -> Batch:
         case = self.cases[item.case]
         return {

@@ -93,7 +93,8 @@ def report(store: StorePlace, task: str, workers: int) -> list[str]:
     if len(held) > 1:
         raise UserError(f"--data: {store} holds {', '.join(held)}: choose with --task")
     manifest = read_manifest(store, task or next(iter(held), "Task01"))
-    sizes = array_sizes(manifest, manifest.cases, "all")
+    reader = CaseReader(store, manifest.task.name, manifest=manifest)
+    sizes = array_sizes(reader, manifest, manifest.cases, "all")
     place = choose(str(store.resolve()), "auto", sizes)
     assert place is not None
     join(place.folder)
@@ -142,7 +143,7 @@ def measure(store: StorePlace, manifest: Manifest, workers: int, cache: NodeCach
         sizes.append(size)
     samples = [dataset[Item(index % len(cases), index)] for index in range(BATCH)]
     batch = BatchBuffers(dataset.layout, BATCH, slots=1).batch(0)
-    batchings = [_timed(partial(fill, batch, samples))[0] for _ in range(ROUNDS)]
+    batchings = [_timed(partial(fill, batch, samples, range(BATCH)))[0] for _ in range(ROUNDS)]
     first_s, rate = _loader_speed(dataset, workers)
     for index in range(len(cases)):
         cached[Item(index)]

@@ -217,9 +217,8 @@ def _activations(plan: Plan, model: torch.nn.Module, exhibits: Sequence[Exhibit]
 def _seen_at_once(plan: Plan, case: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Image (C, D, H, W) and label (D, H, W) of one forward pass: a whole case, or a crop of it."""
     data = plan.config.data
-    shape = plan.manifest.cases[case].spaced_shape
-    if data.resolution == "spaced" and shape is not None:
-        return crop_around_reference(plan.reader, case, shape, data)
+    if data.resolution == "spaced":
+        return crop_around_reference(plan.reader, plan.manifest, case, data)
     label = torch.from_numpy(plan.reader.array(case, "label"))
     return load_image(plan.reader, case, data.channels), label
 

@@ -12,7 +12,7 @@ import signal
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +38,14 @@ class Samples(Protocol):
 
     def __getitem__(self, item: Item) -> Batch:
         """A sample."""
+
+
+@runtime_checkable
+class PutsSamples(Protocol):
+    """A dataset that can read a sample into its place in a batch, which saves a copy."""
+
+    def put(self, item: Item, place: Mapping[str, torch.Tensor]) -> Batch:
+        """Fill the tensors of a sample's layout; return the rest of the sample."""
 
 
 @runtime_checkable
@@ -191,7 +199,7 @@ class _Requests(Sampler[Any]):
 
 
 class _Filling(Dataset[Any]):
-    """Puts samples into a batch's slot: the only copy on their way to the rank."""
+    """Puts samples into a batch's slot, out of which the rank takes them."""
 
     def __init__(self, dataset: Samples, buffers: BatchBuffers) -> None:
         self.dataset, self.buffers = dataset, buffers
@@ -200,26 +208,32 @@ class _Filling(Dataset[Any]):
         """Fill a slot; an error is handed on, so that it leaves the worker as it is."""
         if isinstance(self.dataset, LooksAhead):
             self.dataset.ahead([*request.items, *request.later])
-        samples = (self.dataset[item] for item in request.items)
+        batch = self.buffers.batch(request.slot)
         try:
-            return _Filled(request.slot, fill(self.buffers.batch(request.slot), samples))
+            return _Filled(request.slot, fill(batch, self.dataset, request.items))
         except UserError as error:
             return error
 
 
-def fill(batch: dict[str, torch.Tensor], samples: Iterable[Batch]) -> dict[str, list[Any]]:
-    """Copy samples into a batch's tensors; return what is no tensor of it, listed by name.
+def fill(
+    batch: Mapping[str, torch.Tensor], dataset: Any, items: Sequence[Any]
+) -> dict[str, list[Any]]:
+    """Put a dataset's samples into a batch's tensors; return what is no tensor of it, by name.
 
     Raises:
         ValueError: a sample's tensor does not have the batch's shape or dtype.
     """
     listed: dict[str, list[Any]] = {}
-    for place, sample in enumerate(samples):
-        for name, value in sample.items():
-            if name in batch:
-                _copy(batch[name][place], value, name)
-            else:
-                listed.setdefault(name, []).append(value)
+    for index, item in enumerate(items):
+        place = {name: values[index] for name, values in batch.items()}
+        if isinstance(dataset, PutsSamples):
+            rest = dataset.put(item, place)
+        else:
+            rest = dict(dataset[item])
+            for name, tensor in place.items():
+                _copy(tensor, rest.pop(name), name)
+        for name, value in rest.items():
+            listed.setdefault(name, []).append(value)
     return listed
 
 

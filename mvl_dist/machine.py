@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
+
+# Their files are read through the page cache of this machine, and nobody else's.
+_OWN_DISKS = frozenset(
+    ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs", "zfs")
+)
 
 
 def available_memory() -> int:
@@ -24,3 +30,14 @@ def available_memory() -> int:
                     # Files that the system may drop from memory are counted as used there.
                     least = min(least, limit - used + int(counts["inactive_file"]))
     return max(least, 0)
+
+
+@functools.lru_cache(maxsize=256)
+def on_own_disk(path: Path) -> bool:
+    """Whether a path lies in a file system of this machine alone, and no network's or FUSE's."""
+    import psutil
+
+    kinds = {Path(disk.mountpoint): disk.fstype for disk in psutil.disk_partitions(all=True)}
+    resolved = path.resolve()
+    mounted = next((parent for parent in (resolved, *resolved.parents) if parent in kinds), None)
+    return mounted is not None and kinds[mounted] in _OWN_DISKS

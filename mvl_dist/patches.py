@@ -14,7 +14,7 @@ image, normalised, with 0, and the label with background.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from mvl_dist.case_reader import CaseReader
 from mvl_dist.config import DataConfig, Shape3D
-from mvl_dist.data import ARRAYS_OF, Batch, Item, layout_of, number_of
+from mvl_dist.data import ARRAYS_OF, Batch, Item, Layout, layout_of, number_of
 from mvl_dist.store import Manifest
 
 # Keeps a crop's place apart from its augmentation, which follows the same seed and position.
@@ -66,6 +66,11 @@ class PatchDataset(Dataset[Batch]):
             self.reader.ahead([self.cases[item.case % len(self.cases)]], arrays)
 
     def __getitem__(self, item: Item) -> Batch:
+        place = empty_sample(self.layout)
+        return {**self.put(item, place), **place}
+
+    def put(self, item: Item, place: Mapping[str, torch.Tensor]) -> Batch:
+        """Read a crop's tensors into their places; returns the rest of the sample."""
         index = item.case % len(self.cases)
         case, shape = self.cases[index], self.shapes[index]
         assert shape is not None
@@ -76,13 +81,8 @@ class PatchDataset(Dataset[Batch]):
         if is_foreground(item.position, self.batch_size, self.data.foreground):
             around = drawn_voxel(self.reader.array(case, "foreground_spaced"), generator)
         start = crop_start(shape, self.data.grid, generator, around)
-        image, label = image_and_label(self.reader, case, shape, start, self.data)
-        return {
-            "image": image,
-            "label": label,
-            "case": case,
-            "position": item.position,
-        }
+        put_crop(self.reader, case, shape, start, self.data, place)
+        return {"case": case, "position": item.position}
 
 
 def is_foreground(position: int, batch_size: int, share: float) -> bool:
@@ -137,32 +137,42 @@ def crop_start(
 
 
 def crop_around_reference(
-    reader: CaseReader, case: str, shape: Shape3D, data: DataConfig
+    reader: CaseReader, manifest: Manifest, case: str, data: DataConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The crop in the middle of the box of a case's foreground, or of the scan where it has none.
-
-    Args:
-        shape: D, H, W of the scan.
 
     Returns:
         Image (C, D, H, W) float16 and label (D, H, W) uint8.
     """
+    shape = manifest.cases[case].spaced_shape
+    assert shape is not None
     voxels = reader.array(case, "foreground_spaced")[:, :3].astype(int)
     low, high = (voxels.min(0), voxels.max(0)) if len(voxels) else (np.zeros(3, int), shape)
     d, h, w = (int(middle) for middle in np.add(low, high) // 2)
     start = crop_start(shape, data.grid, np.random.default_rng(0), (d, h, w))
-    return image_and_label(reader, case, shape, start, data)
+    place = empty_sample(layout_of(manifest, data.grid, data.channels))
+    put_crop(reader, case, shape, start, data, place)
+    return place["image"], place["label"]
 
 
-def image_and_label(
-    reader: CaseReader, case: str, shape: Shape3D, start: Sequence[int], data: DataConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A crop as the model sees it; see `read_crop`."""
-    image_array, label_array = ARRAYS_OF["spaced"]
+def empty_sample(layout: Layout) -> dict[str, torch.Tensor]:
+    """Memory for a sample's tensors."""
+    return {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
+
+
+def put_crop(
+    reader: CaseReader,
+    case: str,
+    shape: Sequence[int],
+    start: Sequence[int],
+    data: DataConfig,
+    place: Mapping[str, torch.Tensor],
+) -> None:
+    """Read a crop into a sample's place; see `read_crop`."""
+    image, label = ARRAYS_OF["spaced"]
     channels = number_of(data.channels)
-    image = read_crop(reader, case, image_array, shape, start, data.grid, channels)
-    label = read_crop(reader, case, label_array, shape, start, data.grid)
-    return torch.from_numpy(image), torch.from_numpy(label)
+    read_crop(reader, case, image, shape, start, place["image"].numpy(), channels)
+    read_crop(reader, case, label, shape, start, place["label"].numpy())
 
 
 def read_crop(
@@ -171,10 +181,10 @@ def read_crop(
     array: str,
     shape: Sequence[int],
     start: Sequence[int],
-    crop: Shape3D,
+    out: npt.NDArray[Any],
     channels: int | None = None,
-) -> npt.NDArray[Any]:
-    """A crop of an array (..., D, H, W), 0 where it reaches beyond the scan.
+) -> None:
+    """Read a crop of an array, 0 where it reaches beyond the scan, into `out` (..., D, H, W).
 
     Args:
         shape: D, H, W of the scan.
@@ -183,16 +193,12 @@ def read_crop(
     Raises:
         UserError: as `CaseReader.box`.
     """
-    stop = [first + size for first, size in zip(start, crop, strict=True)]
-    d, h, w = (
-        slice(max(first, 0), min(last, size))
-        for first, last, size in zip(start, stop, shape, strict=True)
-    )
-    values = reader.box(case, array, (d, h, w), channels)
-    beyond = [
-        (max(-first, 0), max(last - size, 0))
-        for first, last, size in zip(start, stop, shape, strict=True)
-    ]
-    if not np.any(beyond):
-        return values
-    return np.pad(values, [(0, 0)] * (values.ndim - 3) + beyond)
+    crop = out.shape[-3:]
+    ends = [min(first + size, edge) for first, size, edge in zip(start, crop, shape, strict=True)]
+    inside = [slice(max(first, 0), end) for first, end in zip(start, ends, strict=True)]
+    there = [slice(max(-f, 0), end - f) for f, end in zip(start, ends, strict=True)]
+    if any(cut.stop - cut.start < size for cut, size in zip(there, crop, strict=True)):
+        out.fill(0)
+    d, h, w = inside
+    place = out[..., there[0], there[1], there[2]]
+    reader.box(case, array, (d, h, w), channels, place)

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterable
 
 from mvl_dist.cache_folder import choose, join
+from mvl_dist.case_reader import CaseReader
 from mvl_dist.data import ARRAYS_OF, number_of
 from mvl_dist.distributed import gather_objects, say
 from mvl_dist.node_cache import NodeCache
@@ -14,18 +15,25 @@ from mvl_dist.store import Manifest
 
 
 def array_sizes(
-    manifest: Manifest, cases: Iterable[str], channels: str, resolution: str = "grid"
+    reader: CaseReader,
+    manifest: Manifest,
+    cases: Iterable[str],
+    channels: str,
+    resolution: str = "grid",
 ) -> list[int]:
-    """Bytes of the decoded image and label of some cases.
+    """Bytes of each image and label of some cases that the node's cache would hold.
 
     Args:
         channels, resolution: as in `DataConfig`.
     """
     image, label = ARRAYS_OF[resolution]
-    sizes = []
-    for case in cases:
-        sizes += [manifest.nbytes(case, image, number_of(channels)), manifest.nbytes(case, label)]
-    return sizes
+    wanted = ((image, number_of(channels)), (label, None))
+    return [
+        manifest.nbytes(case, array, count)
+        for case in cases
+        for array, count in wanted
+        if not reader.at_hand(case, array, count)
+    ]
 
 
 def node_cache(plan: Plan) -> NodeCache | None:
@@ -36,7 +44,8 @@ def node_cache(plan: Plan) -> NodeCache | None:
     """
     data = plan.config.data
     cases = (*plan.split.train, *plan.split.validation)  # the others are read once
-    sizes = array_sizes(plan.manifest, cases, data.channels, data.resolution)
+    reader = plan.reader.through(None, plan.manifest)
+    sizes = array_sizes(reader, plan.manifest, cases, data.channels, data.resolution)
     own = choose(str(data.store.resolve()), data.cache_gb, sizes)
     # What is free may change between two ranks' looks at it.
     choices = gather_objects([(socket.gethostname(), own)])

@@ -164,9 +164,7 @@ def test_the_crop_that_is_shown_has_the_reference_in_its_middle(
 ) -> None:
     dataset = crops(phantom_store, manifest)
     case = sorted(manifest.cases)[0]
-    shape = manifest.cases[case].spaced_shape
-    assert shape is not None
-    image, label = crop_around_reference(dataset.reader, case, shape, dataset.data)
+    image, label = crop_around_reference(dataset.reader, manifest, case, dataset.data)
     assert image.shape[1:] == label.shape == CROP
     whole = read_array(phantom_store, manifest.task.name, case, "label_spaced")
     assert bool(label[8, 16, 16]) or label.count_nonzero() > 0.1 * np.count_nonzero(whole)

@@ -92,7 +92,7 @@ class Bench:
             found.append(competitor)
         for competitor in found:
             stored = sum(path.stat().st_size for path in competitor.files())
-            self.result.disk_bytes[competitor.name] = stored / len(made.cases)
+            self.result.disk_bytes[competitor.name] = stored / len(competitor.kept)
         return found
 
     def limits(self, made: Source, competitors: list[Competitor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from benchmarks.data_path.source import Arrays, Source
+from benchmarks.data_path.source import STARTS, Arrays, Source
 from mvl_dist.data import Batch, Item, RankBatches
 from mvl_dist.loading import BatchLoader
 
@@ -31,7 +31,7 @@ class Order(RankBatches):
         self.passes = 1
 
     def start(self, workers: int) -> None:
-        """Next comes one sample a worker, of the case that is there for it."""
+        """Next comes one sample a worker, each of another of the cases that are there for it."""
         self.starting = workers
 
     def go(self, passes: int = 1) -> None:
@@ -42,8 +42,8 @@ class Order(RankBatches):
         return self.starting or self.passes * self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[Item]]:
-        for _ in range(self.starting):
-            yield [Item(self.num_cases)]
+        for worker in range(self.starting):
+            yield [Item(self.num_cases + worker % STARTS)]
         for _ in range(0 if self.starting else self.passes):
             self.set_position(self.epoch + 1)
             yield from super().__iter__()
@@ -81,6 +81,11 @@ class Competitor:
         """What an epoch reads of the disk."""
         return [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Cases that its files hold."""
+        return self.source.everything
+
     def fill(self) -> None:
         """What it does before workers start, as part of its first epoch."""
 
@@ -110,11 +115,11 @@ class Competitor:
 
 
 class Samples:
-    """A competitor's cases as samples; the last one starts the workers."""
+    """A competitor's cases as samples; the last ones start the workers."""
 
     def __init__(self, competitor: Competitor, cases: tuple[str, ...]) -> None:
         self.competitor = competitor
-        self.cases = (*cases, competitor.source.start)
+        self.cases = (*cases, *competitor.source.starts)
         grid = (competitor.source.size.grid,) * 3
         self.layout = {"image": ((1, *grid), torch.float16), "label": (grid, torch.uint8)}
 

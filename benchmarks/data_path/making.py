@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.data_path.source import HIPPOCAMPUS, TASK, Size, Source
+from benchmarks.data_path.source import HIPPOCAMPUS, STARTS, TASK, Size, Source
 from data_prep.convert import ConvertOptions, convert_task
 from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
 from mvl_dist.files import full_disk_is_a_user_error
@@ -39,7 +39,7 @@ def make(folder: Path, size: Size, msd_root: Path | None, workers: int) -> Sourc
     convert_task(msd, ConvertOptions(msd_root=msd.parent, store=store, grid=grid, workers=workers))
     cases = sorted(read_manifest(store, TASK).cases)
     assert cases == names
-    return Source(msd, store, tuple(cases[:-1]), cases[-1], size, made_of)
+    return Source(msd, store, tuple(cases[: size.cases]), tuple(cases[size.cases :]), size, made_of)
 
 
 def _write_task(msd: Path, small: Path, size: Size) -> list[str]:
@@ -48,7 +48,7 @@ def _write_task(msd: Path, small: Path, size: Size) -> list[str]:
     dataset = json.loads((small / "dataset.json").read_text())
     cells = _cells(small, dataset["training"], size.cell)
     names, entries = [], []
-    for number in range(size.cases + 1):
+    for number in range(size.cases + STARTS):
         name = f"mosaic_{number:03d}"
         entry = {role: f"./{role}sTr/{name}.nii.gz" for role in ("image", "label")}
         for role, values in zip(entry, _lay(cells, size.scan), strict=True):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mvl_dist.store import Shape3D, read_array
 
 TASK = "Task97_Mosaic"
+STARTS = 2
 HIPPOCAMPUS = "Task04_Hippocampus"
 Arrays = tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]
 
@@ -50,21 +51,22 @@ class Source:
         msd: the task's folder, with dataset.json and the NIfTI files.
         store: ours.
         cases: those that epochs are made of.
-        start: one more, by which workers are started before anything is timed.
+        starts: more, by which workers are started before anything is timed. Each has its own: one
+            that finds a case in the cache would import what decodes while it is timed.
         made_of: what its scans are laid of, in words.
     """
 
     msd: Path
     store: Path
     cases: tuple[str, ...]
-    start: str
+    starts: tuple[str, ...]
     size: Size
     made_of: str
 
     @property
     def everything(self) -> tuple[str, ...]:
-        """All cases, the one to start with last."""
-        return (*self.cases, self.start)
+        """All cases, those to start with last."""
+        return (*self.cases, *self.starts)
 
     @property
     def cut(self) -> tuple[str, ...]:

@@ -15,7 +15,14 @@ from mvl_dist.store.format import (
     regions_of,
 )
 from mvl_dist.store.listing import names_in, read_bytes, task_names, unpublished_names
-from mvl_dist.store.reading import begin_reading, read_array, read_box, read_files, read_manifest
+from mvl_dist.store.reading import (
+    begin_reading,
+    read_array,
+    read_box,
+    read_files,
+    read_manifest,
+    stored_bytes,
+)
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json
 from mvl_dist.store.writing import (
     array_metadata,
@@ -54,6 +61,7 @@ __all__ = [
     "regions_of",
     "seal_holds",
     "sealed_json",
+    "stored_bytes",
     "task_names",
     "unpublished_names",
     "withdraw_manifest",

@@ -28,9 +28,12 @@ def documents_of(array: RemotePlace) -> list[RemotePlace]:
 
 
 def read(
-    place: RemotePlace, sharded: bool, box: tuple[slice, slice, slice] | None
+    place: RemotePlace,
+    sharded: bool,
+    box: tuple[slice, slice, slice] | None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
-    """An array, or a box of its last three axes.
+    """An array, or a box of its last three axes; `out` as for `reading.read_box`.
 
     Raises:
         FileNotFoundError: a file of it is missing.
@@ -42,8 +45,9 @@ def read(
         _DOCUMENTS[document] = objects.taken(document)
     if sharded:
         files = WholeShards(place) if box is None else FarShards(place)
-        return read_sharded(_DOCUMENTS[document], files, box)
-    values = read_chunk(_DOCUMENTS[document], lambda name: objects.taken(place / name))
+        return read_sharded(_DOCUMENTS[document], files, box, out)
+    whole = out if box is None else None
+    values = read_chunk(_DOCUMENTS[document], lambda name: objects.taken(place / name), whole)
     return values if box is None else values[(..., *box)]
 
 

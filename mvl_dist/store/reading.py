@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mvl_dist.errors import UserError
 from mvl_dist.place import RemotePlace, StorePlace
 from mvl_dist.store import far_array, objects
-from mvl_dist.store.chunk_reading import read_chunk
+from mvl_dist.store.chunk_reading import read_chunk_file
 from mvl_dist.store.format import (
     DOCUMENT,
     MANIFEST,
@@ -110,15 +111,28 @@ def _remote_manifest(store: RemotePlace, task: str) -> tuple[str, bytes]:
     return name, objects.fetch_first(store / name / MANIFEST)
 
 
-def read_array(store: StorePlace, task: str, case: str, array: str) -> npt.NDArray[Any]:
+def read_array(
+    store: StorePlace, task: str, case: str, array: str, out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
     """Read one array of a case whole, in C order.
 
+    Args:
+        out: what to read it into, of its shape and dtype and in C order.
+
     Raises:
-        UserError: the array is missing, truncated or corrupt (crc32c), and names the case; a
-            server that does not answer, or refuses.
+        UserError: the array is missing, truncated or corrupt (crc32c), or not what `out` is made
+            for, and names the case; a server that does not answer, or refuses.
     """
     begin_reading(store, task, (case,), (array,))
-    return _read(store, task, case, array, None)
+    return _read(store, task, case, array, None, out)
+
+
+# A case is asked for in every epoch, and never changes its encoding.
+@functools.lru_cache(maxsize=2**16)
+def stored_bytes(store: Path, task: str, case: str, array: str) -> int:
+    """Bytes of the file of an array that is one chunk; 0 if it is not there."""
+    file = store / task / "cases" / case / array / chunk_file(array)
+    return file.stat().st_size if file.exists() else 0
 
 
 def begin_reading(
@@ -156,29 +170,44 @@ def read_files(store: StorePlace, task: str, case: str, arrays: Sequence[str]) -
 
 
 def read_box(
-    store: StorePlace, task: str, case: str, array: str, box: tuple[slice, slice, slice]
+    store: StorePlace,
+    task: str,
+    case: str,
+    array: str,
+    box: tuple[slice, slice, slice],
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Read a part of an array, all its channels: `box` cuts the last three axes, D, H and W.
 
     Of an array at the task's spacing only the chunks that the box touches are read and checked.
 
+    Args:
+        out: what to read it into, of its shape and dtype, where that saves a copy; the result may
+            lie elsewhere all the same.
+
     Raises:
         UserError: as `read_array`.
     """
-    return _read(store, task, case, array, box)
+    return _read(store, task, case, array, box, out)
 
 
 def _read(
-    store: StorePlace, task: str, case: str, array: str, box: tuple[slice, slice, slice] | None
+    store: StorePlace,
+    task: str,
+    case: str,
+    array: str,
+    box: tuple[slice, slice, slice] | None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     path = store / task / "cases" / case / array
     try:
         if isinstance(path, RemotePlace):
-            return far_array.read(path, array in SHARDED_ARRAYS, box)
+            return far_array.read(path, array in SHARDED_ARRAYS, box, out)
         document = (path / DOCUMENT).read_bytes()
         if array in SHARDED_ARRAYS:
-            return read_sharded(document, FolderShards(path), box)
-        values = read_chunk(document, lambda name: (path / name).read_bytes())
+            return read_sharded(document, FolderShards(path), box, out)
+        whole = out if box is None else None
+        values = read_chunk_file(document, path, whole)
         return values if box is None else values[(..., *box)]
     except UserError:
         raise

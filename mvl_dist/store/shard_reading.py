@@ -7,6 +7,7 @@ then the index of (offset, bytes) pairs, then its crc32c.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mvl_dist.store.chunk_reading import CRC_BYTES, checked, decode, require_codecs
+from mvl_dist.store.chunk_reading import CRC_BYTES, checked, decoded, place_for, require_codecs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -69,13 +70,16 @@ class ShardedArray:
         return self.separator.join(map(str, ("c", *place)))
 
 
-def parse_sharded(document: Mapping[str, Any]) -> ShardedArray:
+# A case's crops ask for it again and again.
+@functools.lru_cache(maxsize=256)
+def parse_sharded(document: bytes) -> ShardedArray:
     """Read a zarr.json.
 
     Raises:
         ValueError, KeyError, TypeError: not of an array that the store's writer made.
     """
-    (codec,) = document["codecs"]
+    there: Mapping[str, Any] = json.loads(document)
+    (codec,) = there["codecs"]
     layout = codec["configuration"]
     require_codecs(layout["codecs"])
     index = [each["name"] for each in layout["index_codecs"]]
@@ -86,34 +90,38 @@ def parse_sharded(document: Mapping[str, Any]) -> ShardedArray:
     ):
         raise ValueError("its zarr.json describes another encoding than this store's")
     return ShardedArray(
-        shape=tuple(document["shape"]),
-        dtype=document["data_type"],
-        shard=tuple(document["chunk_grid"]["configuration"]["chunk_shape"]),
+        shape=tuple(there["shape"]),
+        dtype=there["data_type"],
+        shard=tuple(there["chunk_grid"]["configuration"]["chunk_shape"]),
         chunk=tuple(layout["chunk_shape"]),
-        separator=document["chunk_key_encoding"]["configuration"]["separator"],
+        separator=there["chunk_key_encoding"]["configuration"]["separator"],
     )
 
 
 def read_sharded(
-    document: bytes, files: ShardFiles, box: tuple[slice, slice, slice] | None = None
+    document: bytes,
+    files: ShardFiles,
+    box: tuple[slice, slice, slice] | None = None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Read a box of an array, or all of it.
 
     Args:
         document: the array's zarr.json.
         box: slices of step 1 along the last three axes.
+        out: what to read it into, of its shape and dtype; made by default.
 
     Returns:
         The array's values there, all its channels, C order.
 
     Raises:
         ValueError, KeyError, TypeError: the array is not as its writer made it, a checksum does not
-            hold, or an index lists no such chunk.
+            hold, an index lists no such chunk, or `out` does not suit the array.
         OSError: a shard is missing.
     """
     import numpy as np
 
-    array = parse_sharded(json.loads(document))
+    array = parse_sharded(document)
     leading = len(array.shape) - 3
     part = [slice(None)] * leading + list(box or [slice(None)] * 3)
     spans = [cut.indices(size) for cut, size in zip(part, array.shape, strict=True)]
@@ -121,10 +129,10 @@ def read_sharded(
         raise ValueError("a box has no steps")
     begin = [start for start, _, _ in spans]
     end = [max(start, stop) for start, stop, _ in spans]
-    out = np.empty([b - a for a, b in zip(begin, end, strict=True)], array.dtype)
+    out = place_for(tuple(b - a for a, b in zip(begin, end, strict=True)), array.dtype, out)
     if out.size == 0:
         return out
-    decoded = np.empty(array.chunk, array.dtype)
+    buffer = np.empty(array.chunk, array.dtype)
     touched: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for chunk in itertools.product(*map(_steps, begin, end, array.chunk)):
         shard = tuple(n * c // s for n, c, s in zip(chunk, array.chunk, array.shard, strict=True))
@@ -138,8 +146,7 @@ def read_sharded(
             high = [min(a, b + c) for a, b, c in zip(end, corner, array.chunk, strict=True)]
             here = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, begin, strict=True))
             there = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, corner, strict=True))
-            decode(encoded, decoded, f"{key}: chunk")
-            out[here] = decoded[there]
+            out[here] = decoded(encoded, buffer, f"{key}: chunk")[there]
     return out
 
 
@@ -151,14 +158,12 @@ def _ranges(
     array: ShardedArray, files: ShardFiles, key: str, chunks: Sequence[tuple[int, ...]]
 ) -> list[tuple[int, int]]:
     """Where in its file each chunk lies."""
-    import numpy as np
-
     counts = [s // c for s, c in zip(array.shard, array.chunk, strict=True)]
     size = 16 * math.prod(counts)
     raw = checked(files.tail(key, size + CRC_BYTES), f"{key}: index")
-    if len(raw) != size:
+    if raw.nbytes != size:
         raise ValueError(f"{key}: is too short")
-    index = np.frombuffer(raw, "<u8").reshape(*counts, 2)
+    index = raw.view("<u8").reshape(*counts, 2)
     found = [
         tuple(index[tuple(n % c for n, c in zip(chunk, counts, strict=True))].tolist())
         for chunk in chunks

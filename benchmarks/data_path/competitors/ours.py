@@ -31,7 +31,7 @@ class OursUncached(Competitor):
     def files(self) -> list[Path]:
         """Image and label at the grid alone."""
         cases = self.source.store / TASK / "cases"
-        arrays = (cases / c / a for c in self.source.cases for a in ("image", "label"))
+        arrays = (cases / c / a for c in self.source.everything for a in ("image", "label"))
         return [path for array in arrays for path in sorted(array.rglob("*")) if path.is_file()]
 
     def read(self, case: str) -> Arrays:

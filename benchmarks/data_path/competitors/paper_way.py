@@ -24,10 +24,7 @@ class PaperWay(Competitor):
 
     def files(self) -> list:
         """The scans."""
-        return [path for path in sorted(self.source.msd.rglob("*.nii.gz")) if self._epoch(path)]
-
-    def _epoch(self, path: object) -> bool:
-        return self.source.start not in str(path)
+        return sorted(self.source.msd.rglob("*.nii.gz"))
 
     def read(self, case: str) -> Arrays:
         """Voxels along D, H, W."""

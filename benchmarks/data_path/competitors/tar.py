@@ -23,9 +23,14 @@ class Tar(Competitor):
     name = "WebDataset tar"
     says = "uncompressed .npy members in tar files, a stream through torch's DataLoader"
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """A stream ends where an epoch does."""
+        return self.source.cases
+
     def build(self) -> None:
         """One shard a batch."""
-        cases = self.source.cases
+        cases = self.kept
         for first in range(0, len(cases), BATCH):
             with webdataset.TarWriter(str(self.folder / f"{first:06d}.tar")) as tar:
                 for case in cases[first : first + BATCH]:
