@@ -1,4 +1,4 @@
-"""Writing the shard files of an array, chunk by chunk.
+"""Writing a shard file, chunk by chunk.
 
 Zarr's own writer copies a shard several times, which took as long as compressing it and three times
 its memory. Here one chunk is held at a time. What is written is Zarr's `sharding_indexed`: the
@@ -8,60 +8,46 @@ order) and its crc32c. Source: the Zarr v3 sharding codec, version 1.0.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvl_dist.store.encoding import checksum, encode
+
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import zarr
 
 
-def write_shards(folder: Path, array: zarr.Array[Any], values: npt.NDArray[Any]) -> None:
-    """Fill a sharded array that was created in `folder` and has nothing yet.
+def write_shard(
+    path: Path, values: npt.NDArray[Any], shard: Sequence[int], chunk: Sequence[int]
+) -> None:
+    """Write one shard; every chunk of it is there, all-zero ones too.
 
-    Its inner chunks must be compressed by Blosc and closed by a crc32c, its fill value be 0.
+    Args:
+        values: what the shard holds; less than `shard` where the volume ends, and 0 there.
+        shard: shape of the shard, multiples of `chunk`.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    assert array.shards is not None
-    places = itertools.product(
-        *(range(-(-size // step)) for size, step in zip(array.shape, array.shards, strict=True))
-    )
-    for place in places:
-        corner = [number * step for number, step in zip(place, array.shards, strict=True)]
-        part = values[tuple(slice(c, c + s) for c, s in zip(corner, array.shards, strict=True))]
-        path = folder / array.metadata.encode_chunk_key(place)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_shard(path, part, array)
-
-
-def _write_shard(path: Path, values: npt.NDArray[Any], array: zarr.Array[Any]) -> None:
-    import google_crc32c
     import numpy as np
-    from numcodecs.blosc import Blosc
-    from zarr.codecs import BloscCodec
 
-    (blosc,) = (codec for codec in array.compressors if isinstance(codec, BloscCodec))
-    encode = Blosc(blosc.cname.value, blosc.clevel, Blosc.SHUFFLE).encode
-    assert array.shards is not None
-    counts = [outer // inner for outer, inner in zip(array.shards, array.chunks, strict=True)]
-    chunk = np.empty(array.chunks, values.dtype)
+    counts = [outer // inner for outer, inner in zip(shard, chunk, strict=True)]
+    held = np.empty(chunk, values.dtype)
     index = np.empty((*counts, 2), "<u8")
     offset = 0
     with path.open("wb") as file:
         for place in np.ndindex(*counts):
-            corner = [number * step for number, step in zip(place, array.chunks, strict=True)]
-            box = (slice(c, c + s) for c, s in zip(corner, array.chunks, strict=True))
+            corner = [number * step for number, step in zip(place, chunk, strict=True)]
+            box = (slice(c, c + s) for c, s in zip(corner, chunk, strict=True))
             inside = values[tuple(box)]
-            if inside.shape != chunk.shape:  # at the volume's end
-                chunk.fill(0)
-            chunk[tuple(map(slice, inside.shape))] = inside
-            data = encode(chunk)
+            if inside.shape != held.shape:  # at the volume's end
+                held.fill(0)
+            held[tuple(map(slice, inside.shape))] = inside
+            data, crc = encode(held)
             file.write(data)
-            file.write(google_crc32c.value(data).to_bytes(4, "little"))
-            index[place] = offset, len(data) + 4
-            offset += len(data) + 4
+            file.write(crc)
+            index[place] = offset, len(data) + len(crc)
+            offset += len(data) + len(crc)
         file.write(index.tobytes())
-        file.write(google_crc32c.value(index.tobytes()).to_bytes(4, "little"))
+        file.write(checksum(index.tobytes()))

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvl_dist.files import (
     PARTIAL,
@@ -17,6 +17,7 @@ from mvl_dist.files import (
     write_text_atomically,
 )
 from mvl_dist.place import StorePlace
+from mvl_dist.store.array_writing import write_array
 from mvl_dist.store.format import (
     BOX_CHUNK,
     DOCUMENT,
@@ -30,11 +31,6 @@ from mvl_dist.store.format import (
 )
 from mvl_dist.store.listing import read_bytes
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json, sealed_text
-from mvl_dist.store.shard_writing import write_shards
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    import zarr
 
 
 def create_task_group(store: Path, task: str) -> Path:
@@ -71,17 +67,17 @@ def write_case(
     Raises:
         UserError: the disk is full or not writable. Whatever was written is removed.
     """
-    import zarr
-
     final = store / task / "cases" / name
     partial = final.with_name(f"{PARTIAL}{name}-{uuid.uuid4().hex[:8]}")
     named = arrays.named()
     checksums = {key: array_sha256(values) for key, values in named.items()}
     try:
         with full_disk_is_a_user_error(store):
-            group = zarr.open_group(partial, mode="w", zarr_format=3)
+            partial.mkdir()
             for key, values in named.items():
-                _write_array(partial, group, key, values)
+                # In one folder, not in one an axis: each folder is an inode too.
+                separator = chunk_separator(key)
+                write_array(partial / key, values, *_chunk_and_shard(key, values.shape), separator)
             content = {**attributes, "arrays": checksums, "metadata": array_metadata(partial)}
             (partial / DOCUMENT).write_text(case_text(content))
             if final.exists():
@@ -92,32 +88,7 @@ def write_case(
     return checksums
 
 
-def _write_array(case: Path, group: zarr.Group, key: str, values: npt.NDArray[Any]) -> None:
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
-    chunks, shards = _chunks_and_shards(key, values.shape)
-    array = group.create_array(
-        key,
-        shape=values.shape,
-        chunks=chunks,
-        shards=shards,
-        dtype=values.dtype,
-        compressors=[
-            BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=values.itemsize),
-            Crc32cCodec(),
-        ],
-        # In one folder, not in one an axis: each folder is an inode too.
-        chunk_key_encoding={"name": "default", "separator": chunk_separator(key)},
-        # An all-background label must exist on disk, or a lost one could pass for it.
-        config={"write_empty_chunks": True},
-    )
-    if shards is None:
-        array[...] = values
-    else:
-        write_shards(case / key, array, values)
-
-
-def _chunks_and_shards(
+def _chunk_and_shard(
     key: str, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     if key not in SHARDED_ARRAYS:
