@@ -30,7 +30,8 @@ def written_by_zarr(folder: Path, values: np.ndarray, chunk: Shape, shard: Shape
 
 
 def drawn(shape: Shape, dtype: str) -> np.ndarray:
-    values = (np.random.default_rng(0).standard_normal(shape) * 50).astype(dtype)
+    values = np.random.default_rng(0).integers(-9, 9, shape).repeat(8, axis=-1)
+    values = values[..., : shape[-1]].astype(dtype)
     values[:, :8, :8, :8] = 0  # an empty chunk is written too
     return values
 
@@ -72,3 +73,12 @@ def test_a_flipped_bit_in_a_chunk_is_refused_by_zarr(tmp_path: Path, shard: Shap
     file.write_bytes(content)
     with pytest.raises(ValueError, match="checksum"):
         zarr.open_array(tmp_path / "a", mode="r")[...]
+
+
+@pytest.mark.parametrize("shard", [(1, 16, 16, 16), None], ids=["sharded", "one chunk"])
+def test_noise_is_stored_as_it_is(tmp_path: Path, shard: Shape | None) -> None:
+    values = np.random.default_rng(0).standard_normal((1, 16, 16, 16)).astype(np.float16)
+    write_array(tmp_path / "a", values, values.shape, shard, ".")
+    (file,) = (tmp_path / "a").glob("c*")
+    assert values.tobytes() in file.read_bytes()
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", mode="r")[...], values)
