@@ -21,10 +21,11 @@ its centre at (i + 1/2) / n of it.
 
 The first three arrays and the foreground are one chunk each (always read whole; smaller chunks cost
 about 0.5 ms each). Image and label at the task's spacing are read in boxes: chunks of 64^3 voxels,
-all channels together, in one shard file a case and array; above 512 chunks a further shard along
-D. Chunks are compressed with blosc-lz4; each, and each shard's index, is closed by a crc32c that
-every read checks. The zarr.json of a case and the manifest carry a checksum of themselves
-(mvl_dist/store/seal.py), and that of the case holds the checksums of its arrays' zarr.json.
+all channels together, in one shard file a case and array; above 512 chunks a further shard along D.
+Chunks are compressed with blosc-lz4, or stored as they are (blosc's level 0) where that saves less
+than a tenth; each, and each shard's index, is closed by a crc32c that every read checks. The
+zarr.json of a case and the manifest carry a checksum of themselves (mvl_dist/store/seal.py), and
+that of the case holds the checksums of its arrays' zarr.json.
 
 Version 1 had no arrays at the task's spacing and no such checksums; it still reads, and
 `mvl migrate` brings it to version 2.
