@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import torch
 from torch.utils.data import Dataset
 
 from mvl_dist.batch_buffers import BatchBuffers
@@ -27,7 +28,6 @@ ARRAYS = ("image", "label")
 # Enough for a median; a loader's first batches carry the start of its workers.
 CASES = 24
 BATCH = 4
-ROUNDS = 6
 T = TypeVar("T")
 
 
@@ -38,8 +38,7 @@ class DataSpeed:
     Attributes:
         read_ms: bringing a case's compressed files into memory, from disk or from the system's own
             cache as they lay.
-        decode_ms: from memory to arrays, with Zarr's own time and the crc32c.
-        batch_ms: copying a sample into its batch.
+        decode_ms: from memory into the batch, with the crc32c.
         mb_per_case: compressed size, mean.
         first_batch_s: from asking a fresh loader to its first batch.
         samples_per_s: of the loader after its first batch, from the store: a first epoch.
@@ -48,7 +47,6 @@ class DataSpeed:
 
     read_ms: float
     decode_ms: float
-    batch_ms: float
     mb_per_case: float
     workers: int
     first_batch_s: float
@@ -58,15 +56,13 @@ class DataSpeed:
     def lost_ms(self, cores: int) -> float:
         """What a sample of the loader takes beyond its parts: handing it over, and other work."""
         at_once = min(max(self.workers, 1), cores)
-        parts = self.read_ms + self.decode_ms + self.batch_ms
-        return at_once * 1000 / self.samples_per_s - parts
+        return at_once * 1000 / self.samples_per_s - self.read_ms - self.decode_ms
 
     def verdict(self, cores: int) -> str:
         """The largest part of a sample's time, and what lessens it."""
         parts = {
             "reading files": self.read_ms,
             "decoding": self.decode_ms,
-            "batching": self.batch_ms,
             "handing batches over": self.lost_ms(cores),
         }
         largest = max(parts, key=lambda name: parts[name])
@@ -107,13 +103,17 @@ def report(store: StorePlace, task: str, workers: int) -> list[str]:
     return [
         f"{manifest.task.name}, {len(manifest.cases)} cases of {'x'.join(map(str, manifest.grid))}",
         f"  one process    {speed.read_ms:.2f} ms reading files ({speed.mb_per_case:.2f} MB), "
-        f"{speed.decode_ms:.2f} ms decoding, {speed.batch_ms:.2f} ms batching, a case",
+        f"{speed.decode_ms:.2f} ms decoding, a case",
         f"  {loader:13}  {speed.samples_per_s:.0f} samples/s from the store, "
         f"{max(speed.lost_ms(cores), 0):.2f} ms a case beyond these parts; first batch after "
         f"{speed.first_batch_s:.1f} s",
-        f"  cache          {speed.cached_per_s:.0f} samples/s from the second epoch on; it wants "
-        f"{sum(sizes) / 1e9:.3g} GB, {place.folder} holds {cached_bytes / 1e9:.3g} GB of at "
-        f"most {place.capacity / 1e9:.3g} GB",
+        f"  cache          {speed.cached_per_s:.0f} samples/s from the second epoch on; "
+        + (
+            f"it wants {sum(sizes) / 1e9:.3g} GB, {place.folder} holds {cached_bytes / 1e9:.3g} GB "
+            f"of at most {place.capacity / 1e9:.3g} GB"
+            if sizes
+            else "it keeps nothing: the system's page cache has the cases as they are needed"
+        ),
         f"  bounded by     {speed.verdict(cores)}",
         "  in a training  MLflow has each step's data_wait_ms and each epoch's data_wait_share",
     ]
@@ -130,20 +130,18 @@ def measure(store: StorePlace, manifest: Manifest, workers: int, cache: NodeCach
     reader = CaseReader(store, task)
     dataset = CaseDataset(reader, manifest, cases, "all")
     cached = CaseDataset(reader.through(cache, manifest), manifest, cases, "all")
-    reader.array(cases[-1], "label")  # imports what decodes, which is no case's time
+    place = BatchBuffers(dataset.layout, 1, slots=1).batch(0)
+    fill(place, dataset, [Item(0)])  # its memory is there then, as in a training after two batches
     reads, decodes, sizes = [], [], []
-    for case in cases:
+    for index, case in enumerate(cases):
         files = partial(read_files, store, task, case, ARRAYS)
         cold_s, size = _timed(files)
         # What follows finds the files in the system's cache: only that may be taken off from it.
         warm_s, _ = _timed(files)
-        arrays_s, _ = _timed(partial(_decode, reader, case))
+        arrays_s, _ = _timed(partial(fill, place, dataset, [Item(index)]))
         reads.append(cold_s)
-        decodes.append(arrays_s - warm_s)
+        decodes.append(max(arrays_s - warm_s, 0))
         sizes.append(size)
-    samples = [dataset[Item(index % len(cases), index)] for index in range(BATCH)]
-    batch = BatchBuffers(dataset.layout, BATCH, slots=1).batch(0)
-    batchings = [_timed(partial(fill, batch, samples, range(BATCH)))[0] for _ in range(ROUNDS)]
     first_s, rate = _loader_speed(dataset, workers)
     for index in range(len(cases)):
         cached[Item(index)]
@@ -151,18 +149,12 @@ def measure(store: StorePlace, manifest: Manifest, workers: int, cache: NodeCach
     return DataSpeed(
         read_ms=statistics.median(reads) * 1000,
         decode_ms=statistics.median(decodes) * 1000,
-        batch_ms=statistics.median(batchings) * 1000 / BATCH,
         mb_per_case=statistics.mean(sizes) / 1e6,
         workers=workers,
         first_batch_s=first_s,
         samples_per_s=rate,
         cached_per_s=cached_rate,
     )
-
-
-def _decode(reader: CaseReader, case: str) -> None:
-    for array in ARRAYS:
-        reader.array(case, array)
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
@@ -195,6 +187,9 @@ class _Repeated(Dataset[Batch]):
 
     def ahead(self, items: Sequence[Item]) -> None:
         self.dataset.ahead([self._repeated(item) for item in items])
+
+    def put(self, item: Item, place: Mapping[str, torch.Tensor]) -> Batch:
+        return self.dataset.put(self._repeated(item), place)
 
     def __getitem__(self, item: Item) -> Batch:
         return self.dataset[self._repeated(item)]
