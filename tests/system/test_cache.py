@@ -30,7 +30,7 @@ def start(arguments: list[str], output: Path, *more: str) -> "subprocess.Popen[s
 
 
 def held(folder: Path) -> bool:
-    return bool(list(folder.glob("*.label.*.npy")))
+    return bool(list(folder.glob("*.image.*.npy")))
 
 
 def test_a_training_by_workers_through_the_cache_is_the_one_without_and_leaves_nothing(
