@@ -104,7 +104,9 @@ def test_workers_read_what_the_process_itself_reads(tmp_path: Path) -> None:
     used = {row.state: row.used[0] for row in result.rows}
     assert set(used) == {COLD, WARM, LATER}
     assert used[COLD].samples == used[WARM].samples == 8
-    files = [path for path in Ours(source, tmp_path).files() if not {*source.starts} & {*path.parts}]
+    files = [
+        path for path in Ours(source, tmp_path).files() if not {*source.starts} & {*path.parts}
+    ]
     packed = sum(path.stat().st_size for path in files)
     # Whole pages are read; nothing was read that later epochs would need.
     assert used[COLD].disk_bytes >= packed

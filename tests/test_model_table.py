@@ -35,6 +35,7 @@ def test_the_papers_model_at_rank_8(capsys: pytest.CaptureFixture[str]) -> None:
     assert linear["paper"]["gflop"] is None
 
 
+@pytest.mark.slow
 def test_every_model_of_the_registry_is_an_object_with_its_counts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

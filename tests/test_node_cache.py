@@ -1,5 +1,6 @@
 """The node's cache of decoded arrays: among processes, when one is killed, when room runs out."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,13 +54,17 @@ def ask(arguments: tuple[Path, Path, int, list[int]]) -> int:
     for number in numbers:
         values = cache.array(str(number), lambda number=number: counted(marks, number))
         np.testing.assert_array_equal(values, megabyte(number))
-        most = max(most, sum(path.stat().st_size for path in paths(folder)))
+        most = max(most, taken(folder))
     return most
 
 
-def paths(folder: Path) -> list[Path]:
-    """Files that take room; one may go between listing and asking."""
-    return [path for path in folder.iterdir() if path.exists()]
+def taken(folder: Path) -> int:
+    """Bytes of all files; one may go between listing and asking."""
+    sizes = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return sum(sizes)
 
 
 def test_processes_load_an_array_once_between_them(folder: Path, tmp_path: Path) -> None:

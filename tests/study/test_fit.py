@@ -50,6 +50,7 @@ def test_a_run_that_fits_no_node_is_one_line(whole_8b: StudyRun) -> None:
         least_gpus(whole_8b, settings(2), 16, 8)
 
 
+@pytest.mark.slow
 def test_the_papers_whole_grid_keeps_eight_nodes_busy() -> None:
     """At least 95 % of the lower bound, with costs by counted TFLOP at any one speed."""
     runs = load_study(REPO / "studies" / "paper.yaml").runs

@@ -49,6 +49,7 @@ def test_a_training_by_workers_through_the_cache_is_the_one_without_and_leaves_n
     assert curve(tmp_path / "cached", "val_dice") == curve(tmp_path / "plain", "val_dice")
 
 
+@pytest.mark.slow
 def test_a_mistake_found_late_and_a_kill_leave_nothing_that_the_next_start_does_not_remove(
     arguments: list[str], phantom_store: Path, tmp_path: Path
 ) -> None:

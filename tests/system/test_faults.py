@@ -133,6 +133,7 @@ def test_a_run_that_is_being_trained_is_not_trained_twice(
     process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_setting_changed_of_an_unfinished_run_is_refused_and_can_be_forced(
     arguments: list[str], tmp_path: Path
 ) -> None:

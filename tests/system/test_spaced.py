@@ -50,6 +50,7 @@ def one_rank(spaced: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return output
 
 
+@pytest.mark.slow
 def test_two_ranks_under_zero_3_killed_and_resumed_follow_the_curve_of_one_rank(
     spaced: list[str], one_rank: Path, tmp_path: Path
 ) -> None:

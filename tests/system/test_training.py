@@ -178,6 +178,7 @@ def kill_while_saving(process: "subprocess.Popen[str]", output: Path) -> None:
         rank.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_and_every_signal_cost_nothing_and_the_curve_is_the_unbroken_one(
     arguments: list[str], unbroken: Path, tmp_path: Path
 ) -> None:
@@ -310,6 +311,7 @@ def test_consolidate_gives_what_deepspeeds_own_script_gives(unbroken: Path, tmp_
     assert donor >= 3_540_672
 
 
+@pytest.mark.slow
 @pytest.mark.msd
 def test_the_baseline_learns_the_real_hippocampus(msd_root: Path, tmp_path: Path) -> None:
     convert = [
