@@ -129,7 +129,7 @@ def _check_array(
             if hashlib.sha256(zarr_store.read_bytes(metadata)).hexdigest() != sums[array]:
                 return "zarr.json: damaged, its checksum differs from the case's", 0
     try:
-        values = zarr_store.read_array(case.store, task, name, array)
+        values = zarr_store.read_array(case.store, task, name, array, own=True)
     except UserError as error:
         return str(error), 0
     fits = len(shape) == values.ndim and all(

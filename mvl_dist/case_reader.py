@@ -11,7 +11,14 @@ import numpy as np
 from mvl_dist.machine import on_own_disk
 from mvl_dist.node_cache import NodeCache
 from mvl_dist.place import RemotePlace, StorePlace
-from mvl_dist.store import Manifest, begin_reading, read_array, read_box, stored_bytes
+from mvl_dist.store import (
+    SHARDED_ARRAYS,
+    Manifest,
+    begin_reading,
+    read_array,
+    read_box,
+    stored_bytes,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,6 +27,9 @@ GRID_ARRAYS = ("image", "label")
 # What shrank so far is decoded as fast as it is copied: 0.4 ms instead of 0.3 ms out of the cache
 # for a 128^3 label, which to keep there costs 1 ms and its decoded size.
 SHRUNK = 8
+# Decoded bytes of arrays at the task's spacing that are fetched whole before they are asked for;
+# of a larger one, one at a time. A liver's CT is 250 MB.
+BYTES_AHEAD = 600_000_000
 
 
 @dataclass(frozen=True)
@@ -41,20 +51,33 @@ class CaseReader:
         """The same reader with a cache."""
         return replace(self, cache=cache, manifest=manifest)
 
-    def ahead(self, cases: Sequence[str], arrays: Mapping[str, int | None]) -> None:
-        """Say which arrays will be asked for whole; a store far away sends them meanwhile.
+    def ahead(
+        self, cases: Sequence[str], arrays: Mapping[str, int | None], parts: bool = False
+    ) -> None:
+        """Say which arrays will be asked for; a store far away sends them meanwhile.
+
+        Of arrays at the task's spacing these are as many as `BYTES_AHEAD` has room for.
 
         Args:
             arrays: name -> `channels`, as `array` will be asked.
+            parts: they will be asked for by `box`, which wants those whole that the cache can hold.
         """
-        if isinstance(self.store, RemotePlace):
-            for case in cases:
-                away = [
-                    array
-                    for array, channels in arrays.items()
-                    if self.cache is None or not self.cache.holds(self._key(case, array, channels))
-                ]
-                begin_reading(self.store, self.task, (case,), away)
+        if not isinstance(self.store, RemotePlace):
+            return
+        whole, in_parts, room = [], [], BYTES_AHEAD
+        for case in cases:
+            for array, channels in arrays.items():
+                if self.cache and self.cache.holds(self._key(case, array, channels)):
+                    continue
+                if array in SHARDED_ARRAYS and self.manifest:
+                    kept, size = (self.manifest.nbytes(case, array, c) for c in (channels, None))
+                    wanted = not parts or (self.cache is not None and self.cache.fits(kept))
+                    if not wanted or (size > room and room < BYTES_AHEAD):
+                        in_parts.append((case, array))
+                        continue
+                    room -= size
+                whole.append((case, array))
+        begin_reading(self.store, self.task, whole, in_parts)
 
     def array(
         self,

@@ -26,6 +26,9 @@ from mvl_dist.parallel import worker_environment
 
 # Batches that each worker is asked for ahead of need.
 AHEAD = 2
+# Samples that each worker knows of at least, those of its batch among them: what a store far away
+# is to send meanwhile. In batches of one, the next batch alone would leave it waiting.
+IN_SIGHT = 16
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -161,8 +164,8 @@ def _kill_workers() -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """A batch's samples, the slot that they are to fill, and the samples of the batch that the same
-    worker makes next: torch deals batches to its workers in turn.
+    """A batch's samples, the slot that they are to fill, and the samples of the batches that the
+    same worker makes next: torch deals batches to its workers in turn.
     """
 
     slot: int
@@ -188,14 +191,20 @@ class _Requests(Sampler[Any]):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
+        batches_each = max(1, -(-IN_SIGHT // self.batches.micro_batch) - 1)
         held: deque[list[Item]] = deque()
         slots = itertools.cycle(range(self.slots))
         for items in self.batches:
             held.append(items)
-            if len(held) > self.workers:
-                yield _Request(next(slots), held.popleft(), items)
-        for items in held:
-            yield _Request(next(slots), items, ())
+            if len(held) > batches_each * self.workers:
+                yield self._request(next(slots), held)
+        while held:
+            yield self._request(next(slots), held)
+
+    def _request(self, slot: int, held: deque[list[Item]]) -> _Request:
+        items = held.popleft()
+        own = itertools.islice(held, self.workers - 1, None, self.workers)
+        return _Request(slot, items, list(itertools.chain.from_iterable(own)))
 
 
 class _Filling(Dataset[Any]):

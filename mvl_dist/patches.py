@@ -57,13 +57,16 @@ class PatchDataset(Dataset[Batch]):
 
     def ahead(self, items: Sequence[Item]) -> None:
         """Say which items will be asked for soon; a store far away sends what it can meanwhile."""
-        for item in items:
-            drawn = is_foreground(item.position, self.batch_size, self.data.foreground)
-            image, label = ARRAYS_OF["spaced"]
-            arrays = {image: number_of(self.data.channels), label: None}
-            if drawn:
-                arrays["foreground_spaced"] = None
-            self.reader.ahead([self.cases[item.case % len(self.cases)]], arrays)
+        image, label = ARRAYS_OF["spaced"]
+        cases = [self.cases[item.case % len(self.cases)] for item in items]
+        drawn = [
+            case
+            for case, item in zip(cases, items, strict=True)
+            if is_foreground(item.position, self.batch_size, self.data.foreground)
+        ]
+        self.reader.ahead(drawn, {"foreground_spaced": None})
+        arrays = {image: number_of(self.data.channels), label: None}
+        self.reader.ahead(cases, arrays, parts=True)
 
     def __getitem__(self, item: Item) -> Batch:
         place = empty_sample(self.layout)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mvl_dist.data import CaseDataset, Item, region_masks
+from mvl_dist.data import CaseDataset, region_masks
 from mvl_dist.distributed import gather_objects
 from mvl_dist.evaluation import share_by_size
 from mvl_dist.inference import forward_calls, volume_logits
@@ -52,8 +52,7 @@ def validate(engine: Any, plan: Plan, cases: CaseDataset, watchdog: Watchdog) ->
     }
     shares = [share_by_size(list(calls), calls, each, world_size) for each in range(world_size)]
     rows: list[tuple[float, list[float]]] = []
-    for index in shares[rank]:
-        item = cases[Item(index)]
+    for item in cases.in_turn(shares[rank]):
         logits = volume_logits(forward, item["image"], recipe, device, dtype)
         target = region_masks(item["label"][None].to(logits.device), plan.regions)
         loss = float(training_loss(logits, target, activation))

@@ -81,9 +81,14 @@ def folder_application(folder: Path) -> Application:
 
 @dataclass(frozen=True)
 class ObjectServer:
-    """A running server."""
+    """A running server.
+
+    Attributes:
+        pid: its process.
+    """
 
     port: int
+    pid: int
 
     @property
     def address(self) -> str:
@@ -157,9 +162,16 @@ class ObjectServer:
 
 
 @contextlib.contextmanager
-def object_server(latency_s: float = 0.0, folder: Path | None = None) -> Iterator[ObjectServer]:
-    """A server of its own process for the duration of a `with` block: S3, or a folder's files."""
-    port = free_port()
+def object_server(
+    latency_s: float = 0.0, folder: Path | None = None, port: int = 0, wait: bool = True
+) -> Iterator[ObjectServer]:
+    """A server of its own process for the duration of a `with` block: S3, or a folder's files.
+
+    Args:
+        port: where it listens; 0 takes a free one.
+        wait: until it does.
+    """
+    port = port or free_port()
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tests.object_server", str(port), str(latency_s)),
@@ -170,8 +182,9 @@ def object_server(latency_s: float = 0.0, folder: Path | None = None) -> Iterato
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for_port(port)
-        yield ObjectServer(port)
+        if wait:
+            wait_for_port(port)
+        yield ObjectServer(port, process.pid)
     finally:
         process.kill()
         process.wait()

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -94,6 +94,39 @@ class Numbered:
             "label": torch.full((5,), item.position, dtype=torch.uint8),
             "case": f"case {item.position}",
         }
+
+
+class Foretold(Numbered):
+    """A sample's label is how many of its own and later samples this process was told of."""
+
+    def __init__(self) -> None:
+        self.told: set[int] = set()
+
+    def ahead(self, items: Sequence[Item]) -> None:
+        self.told |= {item.position for item in items}
+
+    def __getitem__(self, item: Item) -> Batch:
+        sample = super().__getitem__(item)
+        sample["label"].fill_(sum(position >= item.position for position in self.told))
+        sample["told"] = item.position in self.told
+        return sample
+
+
+@pytest.mark.parametrize(("workers", "batch"), [(0, 1), (1, 1), (2, 1), (2, 5), (1, 20)])
+def test_a_worker_knows_of_sixteen_samples_and_of_a_batch_more(workers: int, batch: int) -> None:
+    """However small the batches are, what lies far away is under way before it is needed."""
+    batches = list(range(0, 100, batch))
+    told, first = [], []
+    for filled in BatchLoader(
+        Foretold(), RankBatches(len(batches) * batch, batch, 0, 1, seed=0), workers
+    ):
+        told += filled["told"]
+        first.append(int(filled["label"][0, 0]))
+    assert told == [True] * batch * len(batches)
+    each = max(workers, 1)
+    for number, known in enumerate(first):
+        left = len(range(number, len(batches), each)) * batch  # of this worker's own
+        assert known == min(left, max(2 * batch, -(-16 // batch) * batch))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

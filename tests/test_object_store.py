@@ -1,10 +1,14 @@
 """Stores in a real S3 server, on a web server and behind Google's protocol, read as users do."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +16,16 @@ import pytest
 import torch
 
 from data_prep import verify
-from mvl_dist import cache_folder, doctor, store
+from mvl_dist import cache_folder, case_reader, doctor, loading, store
 from mvl_dist.case_reader import CaseReader
-from mvl_dist.data import CaseDataset, RankBatches
+from mvl_dist.config import DataConfig
+from mvl_dist.data import CaseDataset, Item, RankBatches
 from mvl_dist.errors import UserError
 from mvl_dist.loading import BatchLoader
 from mvl_dist.node_cache import NodeCache
+from mvl_dist.patches import PatchDataset
 from mvl_dist.place import StorePlace, store_place
-from mvl_dist.store import connection
+from mvl_dist.store import connection, far_array, objects
 from tests.object_server import ObjectServer, object_server
 from tests.servers import free_port
 
@@ -149,20 +155,63 @@ def test_a_crop_asks_for_the_index_of_its_shard_once_and_for_its_chunks_at_once(
                 store.read_box(place, "T", "c", "label_spaced", (slice(0, 9),) * 3)
 
 
-def test_a_case_costs_four_requests_and_later_two(
+def test_a_case_costs_two_requests_and_what_its_arrays_are_is_asked_once(
     bucket: StorePlace, reachable: ObjectServer
 ) -> None:
     batches, order = loader(bucket, 0)
     manifest, _ = reachable.taken()
     assert manifest == [f"GET /{'/'.join(key(bucket, TASK + '/manifest.json'))}"]
-    for epoch, most in ((0, 4), (1, 2)):
+    for epoch, documents in ((0, 2), (1, 0)):
         order.set_position(epoch)
         cases = Counter(case for batch in batches for case in batch["case"])
         assert sum(cases.values()) == len(cases) == CASES
         seen, _ = reachable.taken()
-        asked = Counter(next(case for case in cases if f"/{case}/" in path) for path in seen)
-        assert set(asked.values()) == {most}
         assert all(path.startswith("GET ") for path in seen)
+        chunks = [path for path in seen if not path.endswith("/zarr.json")]
+        assert len(seen) - len(chunks) == documents
+        asked = Counter(next(case for case in cases if f"/{case}/" in path) for path in chunks)
+        assert set(asked.values()) == {2}
+
+
+def test_a_case_that_is_not_as_the_others_is_read_as_it_is(
+    reachable: ObjectServer, tmp_path: Path
+) -> None:
+    """zarr.json of the first case read is taken for all: one of another shape says so itself."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (1, 4, 4, 4), "b": (2, 4, 4, 4), "c": (1, 4, 4, 4), "d": (1, 8, 2, 6)}
+    store.create_task_group(tmp_path / "s", "T")
+    images = {}
+    for name, shape in shapes.items():
+        label = np.zeros(shape[1:], np.uint8)
+        images[name] = rng.standard_normal(shape).astype(np.float16)
+        store.write_case(
+            tmp_path / "s", "T", name, store.CaseArrays(images[name], label, label), {}
+        )
+    reachable.upload(tmp_path / "s", "unlike-bucket", at_once=8)
+    far = store_place("s3://unlike-bucket")
+    store.begin_reading(far, "T", [(c, a) for c in shapes for a in ("image", "label")])
+    for name in "bacd":  # not the one whose zarr.json was asked for
+        np.testing.assert_array_equal(store.read_array(far, "T", name, "image"), images[name])
+        assert store.read_array(far, "T", name, "label").shape == shapes[name][1:]
+
+
+def test_a_damaged_description_is_its_own_cases_fault_alone(
+    bucket: StorePlace, reachable: ObjectServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *_ = cases = sorted(store.read_manifest(bucket, TASK).cases)
+    for content in (b'{"shape": [1]}', b"", None):
+        objects_key = key(bucket, f"{TASK}/cases/{first}/image/zarr.json")
+        if content is None:
+            reachable.delete(*objects_key)
+        else:
+            reachable.put(*objects_key, content)
+        far_array.forget()
+        store.begin_reading(bucket, TASK, [(case, "image") for case in cases])
+        with pytest.raises(UserError, match=f"--leave-out {first}"):
+            store.read_array(bucket, TASK, first, "image")
+        store.read_array(bucket, TASK, second, "image")
+        assert verify.main(["--store", str(bucket), "--workers", "1"]) == 1
+        assert f"case {first}: image" in capsys.readouterr().out
 
 
 def test_what_the_nodes_cache_holds_is_not_asked_for_again(
@@ -175,7 +224,7 @@ def test_what_the_nodes_cache_holds_is_not_asked_for_again(
         dataset = CaseDataset(reader, manifest, sorted(manifest.cases), "all")
         order = RankBatches(CASES, 2, 0, 1, seed=0)
         batches = BatchLoader(dataset, order, 0)
-        for epoch, requests in ((0, 1 + 4 * CASES), (1, 0)):
+        for epoch, requests in ((0, 1 + 2 + 2 * CASES), (1, 0)):
             order.set_position(epoch)
             assert sum(1 for _ in batches) == CASES // 2
             assert len(reachable.taken()[0]) == requests
@@ -183,19 +232,91 @@ def test_what_the_nodes_cache_holds_is_not_asked_for_again(
         cache_folder.leave(tmp_path / "cache")
 
 
-def test_the_files_of_this_batch_and_the_next_are_asked_for_at_once(
-    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("may", "are"), [(5, 5), (32, 2 * CASES + 2)])
+def test_the_files_of_all_cases_in_sight_are_asked_for_at_once_and_once(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch, may: int, are: int
 ) -> None:
-    """At 0.3 s a request 32 files one after another would take 10 s, and 8 round trips 2.4 s."""
+    """Batches are of two: the files of this one and the next three; none is let go of unread."""
+    monkeypatch.setattr(objects, "AT_ONCE", may)
+    monkeypatch.setattr(objects, "AHEAD", objects._Ahead())
+    monkeypatch.setattr(objects, "KEPT", 0)
     with object_server(latency_s=0.3) as slow:
         for _ in in_environment(slow, monkeypatch):
             slow.upload(phantom_store / TASK, "slow-bucket", f"{TASK}/", at_once=16)
             batches, _ = loader(store_place("s3://slow-bucket"), 0)
+            far_array.forget()
             slow.taken()
             assert sum(1 for _ in batches) == CASES // 2
             seen, most_at_once = slow.taken()
-    assert len(seen) == 4 * CASES
-    assert most_at_once == 16  # two batches of two cases of four files
+    assert len(seen) == 2 * CASES + 2
+    assert most_at_once == are
+
+
+def test_cases_gone_through_one_by_one_come_several_at_once(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As validation does: image and label one after another would be 16 round trips."""
+    with object_server(latency_s=0.3) as slow:
+        for _ in in_environment(slow, monkeypatch):
+            slow.upload(phantom_store / TASK, "turn-bucket", f"{TASK}/", at_once=16)
+            near, far = (
+                CaseDataset(CaseReader(place, TASK), manifest, sorted(manifest.cases), "all")
+                for place in (phantom_store, store_place("s3://turn-bucket"))
+                for manifest in [store.read_manifest(phantom_store, TASK)]
+            )
+            slow.taken()
+            order = [5, 0, 7, 2, 1, 3, 6, 4]
+            for there, here in zip(near.in_turn(order), far.in_turn(order), strict=True):
+                assert here["case"] == there["case"]
+                torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
+            seen, most_at_once = slow.taken()
+    assert len(seen) == 2 * CASES + 2
+    assert most_at_once == 2 * 4 + 2  # four cases of two files, and what these are
+
+
+@pytest.mark.parametrize(("at_a_time", "shards"), [(10**9, 2 * CASES), (1, 1), (0, 0)])
+def test_scans_that_crops_are_cut_of_come_before_they_are_needed(
+    bucket: StorePlace,
+    reachable: ObjectServer,
+    phantom_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at_a_time: int,
+    shards: int,
+) -> None:
+    """Into the cache they go whole, image and label; without one (0) only parts are asked for."""
+    monkeypatch.setattr(case_reader, "BYTES_AHEAD", at_a_time)
+    manifest = store.read_manifest(bucket, TASK)
+    data = DataConfig(grid=(8, 8, 8), resolution="spaced", foreground=1.0)
+    near, far = (
+        PatchDataset(
+            CaseReader(place, TASK).through(cache, manifest), manifest, cases, data, 2, seed=0
+        )
+        for place, cache in (
+            (phantom_store, None),
+            (bucket, NodeCache(tmp_path / "cache", 10**9) if at_a_time else None),
+        )
+        for cases in [sorted(manifest.cases)]
+    )
+    cache_folder.join(tmp_path / "cache")
+    try:
+        items = [Item(index, index) for index in range(CASES)]
+        reachable.taken()
+        far.ahead(items)
+        time.sleep(1)
+        seen, _ = reachable.taken()
+        whole = [path for path in seen if "_spaced/c.0.0.0" in path and "foreground" not in path]
+        assert len(whole) == shards
+        for item in items:
+            here, there = far[item], near[item]
+            torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
+            torch.testing.assert_close(here["label"], there["label"], rtol=0, atol=0)
+        reachable.taken()
+        far.ahead(items)
+        far[items[3]]
+        assert bool(reachable.taken()[0]) == (at_a_time == 0)  # the cache has it all
+    finally:
+        cache_folder.leave(tmp_path / "cache")
 
 
 # Mistakes and faults, one line each.
@@ -241,6 +362,62 @@ def test_wrong_keys_are_one_line_that_names_the_variables(
         one_line(caught)
 
 
+@pytest.fixture
+def short_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of an epoch of eight cases is not yet asked for when its first batch comes."""
+    monkeypatch.setattr(loading, "IN_SIGHT", 2)
+
+
+@pytest.mark.usefixtures("short_sight")
+def test_keys_withdrawn_in_the_middle_of_an_epoch_are_one_line_at_once(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with object_server() as server:
+        for _ in in_environment(server, monkeypatch):
+            server.upload(phantom_store / TASK, "short-bucket", f"{TASK}/", at_once=16)
+            batches = iter(loader(store_place("s3://short-bucket"), 0)[0])
+            next(batches)
+            server.lock()
+            server.taken()
+            with pytest.raises(UserError, match=r"access refused \(InvalidAccessKeyId\)") as caught:
+                for _ in batches:
+                    pass
+            assert f"s3://short-bucket/{TASK}/cases/" in one_line(caught)
+            seen = server.taken()[0]
+            assert len(seen) == len(set(seen))  # no use in asking again
+
+
+@pytest.mark.usefixtures("short_sight")
+def test_a_server_that_is_gone_in_the_middle_of_an_epoch_is_one_line(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "GIVE_UP_AFTER", timedelta(seconds=1))
+    with object_server() as server:
+        for _ in in_environment(server, monkeypatch):
+            server.upload(phantom_store / TASK, "gone-bucket", f"{TASK}/", at_once=16)
+            batches = iter(loader(store_place("s3://gone-bucket"), 0)[0])
+            next(batches)
+            os.kill(server.pid, signal.SIGKILL)
+            with pytest.raises(UserError, match=f"cannot be read from {server.address}") as caught:
+                for _ in batches:
+                    pass
+    assert "check the network" in one_line(caught)
+
+
+@pytest.mark.usefixtures("short_sight")
+def test_a_server_that_comes_back_is_waited_for(phantom_store: Path) -> None:
+    """The epoch goes on with the same batches; nobody who trains notices but by the clock."""
+    with object_server(folder=phantom_store) as server:
+        far = iter(loader(store_place(server.address), 0)[0])
+        near = iter(loader(phantom_store, 0)[0])
+        next(far), next(near)
+        os.kill(server.pid, signal.SIGKILL)
+        with object_server(folder=phantom_store, port=server.port, wait=False):
+            for here, there in zip(far, near, strict=True):
+                assert here["case"] == there["case"]
+                torch.testing.assert_close(here["image"], there["image"], rtol=0, atol=0)
+
+
 def test_no_keys_at_all_is_one_line(
     reachable: ObjectServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -254,10 +431,13 @@ def test_no_keys_at_all_is_one_line(
     one_line(caught)
 
 
-def test_a_missing_bucket_store_or_task_says_which(bucket: StorePlace) -> None:
+def test_a_missing_bucket_store_or_task_says_which(
+    bucket: StorePlace, reachable: ObjectServer
+) -> None:
     with pytest.raises(UserError, match="there is no bucket 'nowhere-bucket' at http://") as caught:
         store.read_manifest(store_place("s3://nowhere-bucket/store"), TASK)
     one_line(caught)
+    assert len(reachable.taken()[0]) == 1  # no use in asking again
     with pytest.raises(UserError, match=r"holds no converted task.*aws s3 sync") as caught:
         store.read_manifest(bucket / "elsewhere", TASK)
     one_line(caught)
@@ -317,6 +497,8 @@ def test_a_damaged_object_names_its_case(
         for _ in loader(bucket, 0)[0]:
             pass
     assert f"{case}/label" in one_line(caught)
+    asked = Counter(reachable.taken()[0])
+    assert asked[f"GET /{'/'.join(key(bucket, path))}"] == 1  # no use in asking again
     assert verify.main(["--store", str(bucket), "--workers", "1"]) == 1
     found = [line for line in capsys.readouterr().out.splitlines() if "arrays read" not in line]
     assert [f"case {case}: label:" in line for line in found] == [True]

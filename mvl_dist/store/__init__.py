@@ -3,6 +3,7 @@
 from mvl_dist.store.format import (
     ARRAYS,
     MANIFEST,
+    SHARDED_ARRAYS,
     SPACED_ARRAYS,
     STORE_VERSION,
     CaseArrays,
@@ -38,6 +39,7 @@ __all__ = [
     "ARRAYS",
     "MANIFEST",
     "SEAL",
+    "SHARDED_ARRAYS",
     "SPACED_ARRAYS",
     "STORE_VERSION",
     "CaseArrays",

@@ -15,16 +15,32 @@ from mvl_dist.store.shard_reading import read_sharded
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# Of this process: zarr.json of the arrays read so far, about a kilobyte each, and the indexes of
-# their shards, up to 8 kB each. Patches of a case ask for them again and again.
+# Arrays on the task's grid: the zarr.json of one case's says what those of all others are.
+ALIKE = ("image", "label")
+# Of this process: zarr.json of the arrays read so far, about a kilobyte each, by `_kind`, and the
+# indexes of their shards, up to 8 kB each. Patches of a case ask for them again and again.
 _DOCUMENTS: dict[RemotePlace, bytes] = {}
 _TAILS: dict[tuple[RemotePlace, int], bytes] = {}
+# Kinds whose zarr.json is under way for the first case that was asked for.
+_ASKED: set[RemotePlace] = set()
 
 
 def documents_of(array: RemotePlace) -> list[RemotePlace]:
-    """An array's zarr.json, or nothing where this process has read it."""
-    document = array / DOCUMENT
-    return [] if document in _DOCUMENTS else [document]
+    """An array's zarr.json to ask for early, or nothing where that of its kind is known or asked
+    for.
+    """
+    kind = _kind(array)
+    if kind in _DOCUMENTS or kind in _ASKED:
+        return []
+    if kind != array:
+        _ASKED.add(kind)
+    return [array / DOCUMENT]
+
+
+def forget() -> None:
+    """Be as a process that has read nothing yet."""
+    for known in (_DOCUMENTS, _TAILS, _ASKED):
+        known.clear()
 
 
 def read(
@@ -32,23 +48,56 @@ def read(
     sharded: bool,
     box: tuple[slice, slice, slice] | None,
     out: npt.NDArray[Any] | None = None,
+    own: bool = False,
 ) -> npt.NDArray[Any]:
     """An array, or a box of its last three axes; `out` as for `reading.read_box`.
+
+    Args:
+        own: by its own zarr.json, although that of another case says the same.
 
     Raises:
         FileNotFoundError: a file of it is missing.
         UserError: as `objects.fetch`.
         Exception: a file of it is damaged.
     """
-    document = place / DOCUMENT
-    if document not in _DOCUMENTS:
-        _DOCUMENTS[document] = objects.taken(document)
     if sharded:
+        if place not in _DOCUMENTS:
+            _DOCUMENTS[place] = bytes(objects.taken(place / DOCUMENT))
         files = WholeShards(place) if box is None else FarShards(place)
-        return read_sharded(_DOCUMENTS[document], files, box, out)
-    whole = out if box is None else None
-    values = read_chunk(_DOCUMENTS[document], lambda name: objects.taken(place / name), whole)
+        return read_sharded(_DOCUMENTS[place], files, box, out)
+    values = _read_chunk(place, out if box is None else None, own)
     return values if box is None else values[(..., *box)]
+
+
+def _read_chunk(place: RemotePlace, out: npt.NDArray[Any] | None, own: bool) -> npt.NDArray[Any]:
+    import numpy as np
+
+    kind, content = _kind(place), dict[str, Any]()
+
+    def fetched(name: str) -> Any:
+        if name not in content:
+            content[name] = np.frombuffer(objects.taken(place / name), np.uint8)
+        return content[name]
+
+    if kind in _DOCUMENTS and not own:
+        try:
+            return read_chunk(_DOCUMENTS[kind], fetched, out)
+        except ValueError:
+            # Damaged, or not as the others are: its own zarr.json is to say which.
+            if kind == place:
+                raise
+    document = bytes(objects.taken(place / DOCUMENT))
+    values = read_chunk(document, fetched, out)
+    _DOCUMENTS.setdefault(kind, document)
+    return values
+
+
+def _kind(array: RemotePlace) -> RemotePlace:
+    """What an array shares its zarr.json with: this array of all cases, or itself."""
+    cases, _, name = array.key.rpartition("/")
+    if name not in ALIKE:
+        return array
+    return RemotePlace(array.root, f"{cases.rpartition('/')[0]}/*/{name}")
 
 
 @dataclass(frozen=True)
@@ -75,15 +124,18 @@ class WholeShards:
 
     place: RemotePlace
     key: str = ""
-    content: bytes = b""
+    content: Any = b""
 
     def tail(self, key: str, size: int) -> bytes:
         """The last bytes of a shard."""
-        if key != self.key:
-            self.key, self.content = key, objects.fetch(self.place / key)
-        return self.content[-size:]
+        import numpy as np
 
-    def ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Iterable[bytes]:
+        if key != self.key:
+            self.key = key
+            self.content = np.frombuffer(objects.taken(self.place / key), np.uint8)
+        return bytes(self.content[-size:])
+
+    def ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> Iterable[Any]:
         """The bytes of each (offset, size) of the shard whose tail was asked for."""
         for offset, size in ranges:
             yield self.content[offset : offset + size]

@@ -54,8 +54,10 @@ ARRAYS = ("image", "label", "label_native")
 SPACED_ARRAYS = ("image_spaced", "label_spaced", "foreground_spaced")
 # Read in boxes; every other array is one chunk.
 SHARDED_ARRAYS = ("image_spaced", "label_spaced")
-# Axes of the arrays that are one chunk, whose file so has a name that is known.
-ONE_CHUNK_AXES = {"image": 4, "label": 3, "label_native": 3, "foreground_spaced": 2}
+_AXES = {
+    **{"image": 4, "label": 3, "label_native": 3},
+    **{"image_spaced": 4, "label_spaced": 3, "foreground_spaced": 2},
+}
 # Edge of the chunks that boxes are read by, and how many of them at most go into one file.
 BOX_CHUNK = 64
 SHARD_CHUNKS = 512
@@ -226,8 +228,8 @@ def chunk_separator(array: str) -> str:
 
 
 def chunk_file(array: str) -> str:
-    """File of an array that is one chunk, below its folder."""
-    return chunk_separator(array).join(("c", *"0" * ONE_CHUNK_AXES[array]))
+    """File of an array's only chunk, or of its first shard, below its folder."""
+    return chunk_separator(array).join(("c", *"0" * _AXES[array]))
 
 
 def array_sha256(values: npt.NDArray[Any]) -> str:

@@ -20,10 +20,10 @@ from mvl_dist.errors import UserError
 from mvl_dist.place import RemotePlace
 from mvl_dist.store.connection import FIRST_RETRIES, LATER_RETRIES, connect, explained
 
-# Requests of a process that are under way at the same time. A case is four at most.
-AT_ONCE = 16
-# Files kept that nobody has come for, beside those of the last call of `begin`: an epoch that was
-# broken off leaves some.
+# Requests of a process that are under way at the same time; a case is two.
+AT_ONCE = 32
+# Files kept that nobody has come for, beside as many as one call of `begin` ever named: an epoch
+# that was broken off leaves some.
 KEPT = 32
 
 
@@ -119,14 +119,18 @@ def begin(places: Sequence[RemotePlace]) -> None:
     AHEAD.begin(places)
 
 
-def taken(place: RemotePlace) -> bytes:
+def taken(place: RemotePlace) -> Any:
     """Content of a file that `begin` was told of, or that is fetched now.
+
+    Returns:
+        Something that `bytes` and numpy's `frombuffer` take; a copy of an image's chunk would take
+        a tenth of what its arrival does.
 
     Raises:
         FileNotFoundError, UserError: as `fetch`.
     """
     ahead = AHEAD.take(place)
-    return fetch(place) if ahead is None else bytes(ahead.result())
+    return fetch(place) if ahead is None else ahead.result()
 
 
 class _Ahead:
@@ -134,6 +138,7 @@ class _Ahead:
 
     def __init__(self) -> None:
         self.files: OrderedDict[str, Future[Any]] = OrderedDict()
+        self.most = 0
         self.lock = threading.Lock()
         self.room = asyncio.Semaphore(AT_ONCE)
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -142,7 +147,8 @@ class _Ahead:
         with self.lock:
             for place in places:
                 self._begin(place)
-            while len(self.files) > KEPT + len(places):
+            self.most = max(self.most, len(places))
+            while len(self.files) > KEPT + self.most:
                 self.files.popitem(last=False)[1].cancel()
 
     def _begin(self, place: RemotePlace) -> None:

@@ -17,7 +17,6 @@ from mvl_dist.store.chunk_reading import read_chunk_file
 from mvl_dist.store.format import (
     DOCUMENT,
     MANIFEST,
-    ONE_CHUNK_AXES,
     READABLE_VERSIONS,
     SHARDED_ARRAYS,
     STORE_VERSION,
@@ -112,19 +111,26 @@ def _remote_manifest(store: RemotePlace, task: str) -> tuple[str, bytes]:
 
 
 def read_array(
-    store: StorePlace, task: str, case: str, array: str, out: npt.NDArray[Any] | None = None
+    store: StorePlace,
+    task: str,
+    case: str,
+    array: str,
+    out: npt.NDArray[Any] | None = None,
+    own: bool = False,
 ) -> npt.NDArray[Any]:
     """Read one array of a case whole, in C order.
 
     Args:
         out: what to read it into, of its shape and dtype and in C order.
+        own: by its own zarr.json; from afar, an array on the grid is else read by that of the first
+            case that this process read, which says the same.
 
     Raises:
         UserError: the array is missing, truncated or corrupt (crc32c), or not what `out` is made
             for, and names the case; a server that does not answer, or refuses.
     """
-    begin_reading(store, task, (case,), (array,))
-    return _read(store, task, case, array, None, out)
+    begin_reading(store, task, [(case, array)])
+    return _read(store, task, case, array, None, out, own)
 
 
 # A case is asked for in every epoch, and never changes its encoding.
@@ -136,21 +142,29 @@ def stored_bytes(store: Path, task: str, case: str, array: str) -> int:
 
 
 def begin_reading(
-    store: StorePlace, task: str, cases: Sequence[str], arrays: Sequence[str]
+    store: StorePlace,
+    task: str,
+    whole: Sequence[tuple[str, str]],
+    parts: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Fetch what `read_array` will need, in the background and at once; nothing for a folder.
+    """Fetch what reads will need, in the background and at once; nothing for a folder.
 
-    A case costs one round trip so, not one a file. Failures are met by `read_array`.
+    A case costs one round trip so, not one a file. Failures are met by the read.
+
+    Args:
+        whole: (case, array) that `read_array` will be asked for; of an array at the task's spacing
+            its first shard comes, mostly the only one.
+        parts: (case, array) at the task's spacing that `read_box` will be asked for.
     """
     if not isinstance(store, RemotePlace):
         return
+    cases = store / task / "cases"
     wanted = []
-    for case in cases:
-        for array in arrays:
-            place = store / task / "cases" / case / array
-            wanted += far_array.documents_of(place)
-            if array in ONE_CHUNK_AXES:
-                wanted.append(place / chunk_file(array))
+    for case, array in whole:
+        place = cases / case / array
+        wanted += [*far_array.documents_of(place), place / chunk_file(array)]
+    for case, array in parts:
+        wanted += far_array.documents_of(cases / case / array)
     objects.begin(wanted)
 
 
@@ -163,7 +177,7 @@ def read_files(store: StorePlace, task: str, case: str, arrays: Sequence[str]) -
     """
     folder = store / task / "cases" / case
     if isinstance(folder, RemotePlace):
-        begin_reading(store, task, (case,), arrays)
+        begin_reading(store, task, [(case, array) for array in arrays])
         return sum(len(objects.taken(folder / array / chunk_file(array))) for array in arrays)
     files = [file for array in arrays for file in (folder / array).rglob("*") if file.is_file()]
     return sum(len(file.read_bytes()) for file in files)
@@ -198,11 +212,12 @@ def _read(
     array: str,
     box: tuple[slice, slice, slice] | None,
     out: npt.NDArray[Any] | None = None,
+    own: bool = False,
 ) -> npt.NDArray[Any]:
     path = store / task / "cases" / case / array
     try:
         if isinstance(path, RemotePlace):
-            return far_array.read(path, array in SHARDED_ARRAYS, box, out)
+            return far_array.read(path, array in SHARDED_ARRAYS, box, out, own)
         document = (path / DOCUMENT).read_bytes()
         if array in SHARDED_ARRAYS:
             return read_sharded(document, FolderShards(path), box, out)
