@@ -1,141 +1,92 @@
 """How fast a store in an object store some way off comes as batches, beside the same in a folder.
 
-    python -m benchmarks.object_store [--grid 128] [--latency-ms 20] [--workers 2]
+    python -m benchmarks.object_store [--parts epochs pace training] [--server nginx|moto] ...
 
-Both are read by the same loader, in turn, each time with fresh loader processes whose start does
-not count. No array is cached, so every sample is that of a first epoch. `one by one` is what reads
-would cost without looking ahead. The server (moto's S3, in Python) shares the cores with the
-loader.
+`epochs`: samples a second of first epochs, through an empty node's cache and by processes that have
+read nothing yet, and of later ones; folder and S3 take turns, and ratios are taken within a round.
+`pace`: a consumer that computes for so long a batch, as a GPU does: how much of its time it waits.
+`training`: the same of the project's own training on a CPU, as MLflow has it.
+
+Every request waits `--latency-ms` in the server, which shares the cores with the loader: its
+processor time stands beside. `nginx` hands out what moto answered; `moto`, in Python, answers all.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import os
-import platform
-import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import obstore
-import zarr
-from torch.utils.data import Dataset
-
-from data_prep.convert import ConvertOptions, convert_task
-from data_prep.phantom import PHANTOM_TASKS, make_phantom_task
-from mvl_dist.case_reader import CaseReader
-from mvl_dist.data import Batch, CaseDataset, Item, RankBatches
-from mvl_dist.loading import BatchLoader
-from mvl_dist.place import RemotePlace
-from mvl_dist.store import read_manifest
-from mvl_dist.store.connection import connect
-from mvl_dist.store.objects import AT_ONCE
-from tests.object_server import object_server
-
-TASK = PHANTOM_TASKS[0].name
-CASES, BATCH, ROUNDS = 12, 4, 3
-PASSES, PASSES_OF_START = 8, 2
+ROOT = Path(__file__).resolve().parent.parent
 
 
-class OneByOne(CaseDataset):
-    """Asks for nothing early."""
-
-    def ahead(self, items: object) -> None:
-        return
-
-
-def measured(dataset: CaseDataset, workers: int) -> float:
-    """Samples a second of a fresh loader once its processes have started."""
-    batches = iter(
-        BatchLoader(_Repeated(dataset), RankBatches(CASES * PASSES, BATCH, 0, 1, seed=0), workers)
-    )
-    for _ in range(PASSES_OF_START * CASES // BATCH):
-        next(batches)
-    started, samples = time.perf_counter(), 0
-    for batch in batches:
-        samples += len(batch["case"])
-    return samples / (time.perf_counter() - started)
-
-
-async def limit(place: RemotePlace, keys: list[str]) -> float:
-    """Requests a second of the server alone, `AT_ONCE` of them under way."""
-    connection, room = connect(place.root), asyncio.Semaphore(AT_ONCE)
-
-    async def one(key: str) -> None:
-        async with room:
-            await (await obstore.get_async(connection, key)).bytes_async()
-
-    started = time.perf_counter()
-    await asyncio.gather(*(one(key) for key in keys))
-    return len(keys) / (time.perf_counter() - started)
-
-
-class _Repeated(Dataset[Batch]):
-    """The same cases over and over, so that they fill a measurement."""
-
-    def __init__(self, dataset: CaseDataset) -> None:
-        self.dataset = dataset
-        self.layout = dataset.layout
-
-    def ahead(self, items: Sequence[Item]) -> None:
-        self.dataset.ahead([item._replace(case=item.case % CASES) for item in items])
-
-    def __getitem__(self, item: Item) -> Batch:
-        return self.dataset[item._replace(case=item.case % CASES)]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--grid", type=int, default=128)
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("benchmarks/object_store.py", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parts = ("epochs", "pace", "training")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--server", choices=("nginx", "moto"), default="nginx")
     parser.add_argument("--latency-ms", type=float, default=20.0)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    options = parser.parse_args()
-    print(
-        f"{date.today()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores, load "
-        f"{os.getloadavg()[0]:.1f}, zarr {zarr.__version__}, obstore {obstore.__version__}"
-    )
+    parser.add_argument("--grid", type=int, default=128, help="of epochs and pace (128)")
+    parser.add_argument("--training-grid", type=int, default=64, help="(64)")
+    parser.add_argument("--cases", type=int, default=96, help="(96)")
+    parser.add_argument("--batch", type=int, default=4, help="(4)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="(3)")
+    parser.add_argument("--msd-root", type=Path, help="folder with Task04_Hippocampus")
+    options = parser.parse_args(argv)
+    usual = ROOT.parent / "shared" / "data"
+    if options.msd_root is None and (usual / "Task04_Hippocampus").is_dir():
+        options.msd_root = usual
+    return options
+
+
+@contextlib.contextmanager
+def _served(options: argparse.Namespace, store: Path, folder: Path) -> Iterator[object]:
+    from benchmarks.object_path.front import Server, behind_nginx
+    from benchmarks.object_path.material import upload
+    from mvl_dist.store import connection
+    from tests.object_server import object_server
+
+    latency_s = options.latency_ms / 1000
+    with contextlib.ExitStack() as stack:
+        direct = stack.enter_context(object_server(0 if options.server == "nginx" else latency_s))
+        upload(store, direct)
+        server = Server("moto", direct.address, direct.pid, direct)
+        if options.server == "nginx":
+            server = stack.enter_context(behind_nginx(direct, latency_s, folder / "nginx"))
+        os.environ.update(server.environment)
+        connection.connect.cache_clear()
+        yield server
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure and print."""
+    options = _options(argv)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker's parallelism is other workers
+    # Not at the top: a worker process begins by importing this file, and needs none of it.
+    from benchmarks.object_path import show
+    from benchmarks.object_path.material import make_store
+
+    print(show.about(), flush=True)
     with tempfile.TemporaryDirectory() as name:
-        root, folder = Path(name) / "msd", Path(name) / "store"
-        make_phantom_task(root, PHANTOM_TASKS[0], cases=CASES, seed=0)
-        grid = (options.grid,) * 3
-        convert_task(root / TASK, ConvertOptions(root, folder, grid=grid, workers=1))
-        with object_server(options.latency_ms / 1000) as server:
-            os.environ.update(server.environment)
-            server.upload(folder / TASK, "bucket", f"{TASK}/", at_once=8)
-            far = RemotePlace("s3://bucket")
-            manifest = read_manifest(folder, TASK)
-            cases = sorted(manifest.cases)
-            size = sum(f.stat().st_size for f in folder.rglob("*/c/**/*") if f.is_file()) / CASES
-            print(f"{CASES} cases at {options.grid}^3, {size / 1e6:.1f} MB each")
-            ways = {
-                "a folder": CaseDataset(CaseReader(folder, TASK), manifest, cases, "all"),
-                "s3": CaseDataset(CaseReader(far, TASK), manifest, cases, "all"),
-                "s3, one by one": OneByOne(CaseReader(far, TASK), manifest, cases, "all"),
-            }
-            chunks = [f"{TASK}/cases/{case}/image/c/0/0/0/0" for case in cases] * PASSES
-            most = asyncio.run(limit(far, chunks))
-            print(f"the server alone: {most:.0f} images/s")
-            for workers in options.workers:
-                rates: dict[str, list[float]] = {way: [] for way in ways}
-                requests: dict[str, float] = {}
-                for _ in range(ROUNDS):
-                    for way, dataset in ways.items():
-                        server.taken()
-                        rates[way].append(measured(dataset, workers))
-                        requests[way] = len(server.taken()[0]) / (CASES * PASSES)
-                print(f"{workers} workers, {options.latency_ms:g} ms a request:")
-                best = statistics.median(rates["a folder"])
-                for way, each in rates.items():
-                    rate = statistics.median(each)
-                    print(
-                        f"  {way:15} {rate:6.1f} samples/s ({rate / best:4.0%} of a folder's), "
-                        f"{requests[way]:.1f} requests a sample"
-                    )
+        rate_parts = [part for part in options.parts if part != "training"]
+        for part, grid in (("rates", options.grid), ("training", options.training_grid)):
+            if not (rate_parts if part == "rates" else "training" in options.parts):
+                continue
+            folder = Path(name) / part
+            store = make_store(folder, grid, options.cases, options.msd_root, workers=2)
+            with _served(options, store, folder) as server:
+                if part == "rates":
+                    show.rates(options, store, server)
+                else:
+                    show.trainings(options, store, server, folder)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
