@@ -25,7 +25,7 @@ from mvl_dist.store.connection import connect
 
 PASSES = 4
 # Of the rate of a first epoch from a folder.
-PACES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+PACES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 # To be handed a batch that is there already takes 1 to 2 ms.
 KEEPS_UP = 0.05
 FOLDER, S3 = "folder", "s3"
