@@ -14,6 +14,7 @@ from mvl_dist.place import RemotePlace, StorePlace
 from mvl_dist.store import (
     SHARDED_ARRAYS,
     Manifest,
+    begin_files,
     begin_reading,
     read_array,
     read_box,
@@ -54,7 +55,8 @@ class CaseReader:
     def ahead(
         self, cases: Sequence[str], arrays: Mapping[str, int | None], parts: bool = False
     ) -> None:
-        """Say which arrays will be asked for; a store far away sends them meanwhile.
+        """Say which arrays will be asked for; a store far away sends them meanwhile, and a disk
+        reads them.
 
         Of arrays at the task's spacing these are as many as `BYTES_AHEAD` has room for.
 
@@ -62,8 +64,6 @@ class CaseReader:
             arrays: name -> `channels`, as `array` will be asked.
             parts: they will be asked for by `box`, which wants those whole that the cache can hold.
         """
-        if not isinstance(self.store, RemotePlace):
-            return
         whole, in_parts, room = [], [], BYTES_AHEAD
         for case in cases:
             for array, channels in arrays.items():
@@ -77,7 +77,10 @@ class CaseReader:
                         continue
                     room -= size
                 whole.append((case, array))
-        begin_reading(self.store, self.task, whole, in_parts)
+        if isinstance(self.store, RemotePlace):
+            begin_reading(self.store, self.task, whole, in_parts)
+        else:
+            begin_files(self.store, self.task, whole)
 
     def array(
         self,

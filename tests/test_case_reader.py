@@ -1,12 +1,14 @@
 """What of a case is read from the store each time, and what through the node's cache."""
 
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks.data_path.disk import cached_share, forget
 from mvl_dist.case_reader import CaseReader
 from mvl_dist.node_cache import NodeCache
 from mvl_dist.store import CaseArrays, create_task_group, read_array, write_case
@@ -56,3 +58,18 @@ def test_what_is_kept_needs_no_store_any_more(
     shutil.rmtree(store)
     for array, values in zip(("image", "label"), before, strict=True):
         np.testing.assert_array_equal(reader.array("c", array), values)
+
+
+def test_a_disk_reads_meanwhile_what_will_be_asked_for(tmp_path: Path) -> None:
+    store = one_case_store(tmp_path / "s", noise=True)
+    shutil.rmtree(store / "T/cases/c/label")  # whoever reads it will say so
+    file = store / "T/cases/c/image/c/0/0/0/0"
+    if cached_share([file]) < 1:
+        pytest.skip("files are not kept in a page cache here")
+    forget([file], everything=False)
+    assert cached_share([file]) == 0
+    reader_of(store, tmp_path / "cache").ahead(["c"], {"image": None, "label": None})
+    until = time.monotonic() + 10
+    while cached_share([file]) < 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert cached_share([file]) == 1

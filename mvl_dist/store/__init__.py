@@ -17,6 +17,7 @@ from mvl_dist.store.format import (
 )
 from mvl_dist.store.listing import names_in, read_bytes, task_names, unpublished_names
 from mvl_dist.store.reading import (
+    begin_files,
     begin_reading,
     read_array,
     read_box,
@@ -50,6 +51,7 @@ __all__ = [
     "Spacing",
     "array_metadata",
     "array_sha256",
+    "begin_files",
     "begin_reading",
     "case_text",
     "create_task_group",
