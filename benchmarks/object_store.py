@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,8 @@ def main(argv: Sequence[str]) -> int:
     """Measure and print."""
     options = _options(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker's parallelism is other workers
+    # Stopped from outside, it leaves no server and no cache behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Not at the top: a worker process begins by importing this file, and needs none of it.
     from benchmarks.object_path import show
     from benchmarks.object_path.material import make_store

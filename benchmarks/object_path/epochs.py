@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import shutil
 import tempfile
@@ -99,6 +100,7 @@ class Way:
     ) -> None:
         self.server = server
         self.base = Path(tempfile.mkdtemp(prefix="mvl-bench-", dir=SHARED_MEMORY))
+        atexit.register(shutil.rmtree, self.base, ignore_errors=True)  # stopped before `stop`
         cases = sorted(manifest.cases)
         self.order = _Order(len(cases) // batch * batch, batch, 0, 1, seed=0)
         dataset = _Renewed(place, manifest, cases, self.base)
