@@ -19,7 +19,7 @@ from data_prep.source import Pair
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
 from mvl_dist.intensity import Scale, scale_of
-from mvl_dist.resample import image_resampler, resample_label, shape_at
+from mvl_dist.resample import image_resampler, resample_labels, shape_at
 from mvl_dist.store import (
     SEAL,
     CaseArrays,
@@ -155,16 +155,12 @@ def convert(job: Job) -> Outcome:
     if job.spacing_mm is not None:
         shapes.append(_spaced_shape(scan, job.spacing_mm))
     image, *finer = _resampled(scan.image, scales, shapes)
+    label, *finer_labels = resample_labels(scan.label, shapes)
     spaced = None
     if finer:
-        label_spaced = resample_label(scan.label, shapes[1])
-        spaced = SpacedArrays(finer[0], label_spaced, sample_foreground(label_spaced, scan.name))
-    arrays = CaseArrays(
-        image=image,
-        label=resample_label(scan.label, job.grid),
-        label_native=scan.label,
-        spaced=spaced,
-    )
+        foreground = sample_foreground(finer_labels[0], scan.name)
+        spaced = SpacedArrays(finer[0], finer_labels[0], foreground)
+    arrays = CaseArrays(image=image, label=label, label_native=scan.label, spaced=spaced)
     info = {
         "name": scan.name,
         "spacing_mm": scan.spacing_mm,

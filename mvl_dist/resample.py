@@ -17,7 +17,8 @@ that it covers, which needs more labels than voxels in one neighbourhood.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,10 @@ def shape_at(
     return d, h, w
 
 
+# The axes of a case, to two shapes: each of its labels asks for the same ones.
+@lru_cache(maxsize=6)
 def linear_weights(old: int, new: int) -> npt.NDArray[np.float32]:
-    """Weights (new, old) of one axis; every row sums to 1.
+    """Weights (new, old) of one axis, read-only; every row sums to 1.
 
     The kernel is cut at the border and its row scaled up, which for growing axes equals
     replicating the edge.
@@ -57,7 +60,9 @@ def linear_weights(old: int, new: int) -> npt.NDArray[np.float32]:
     centre = (np.arange(new) + 0.5) * scale - 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(np.arange(old) - centre[:, None]) / support)
     weights /= weights.sum(axis=1, keepdims=True)
-    return weights.astype(np.float32)
+    rounded = weights.astype(np.float32)
+    rounded.flags.writeable = False
+    return rounded
 
 
 class PlaneResampler:
@@ -236,23 +241,33 @@ def _assign_best(
 
 
 def resample_label(label: npt.NDArray[np.uint8], shape: Shape3D) -> npt.NDArray[np.uint8]:
-    """Resample a label map (D0, H0, W0) to `shape` so that every label keeps its volume.
+    """`resample_labels` to one shape."""
+    return resample_labels(label, [shape])[0]
+
+
+def resample_labels(
+    label: npt.NDArray[np.uint8], shapes: Sequence[Shape3D]
+) -> list[npt.NDArray[np.uint8]]:
+    """Resample a label map (D0, H0, W0) to several shapes so that every label keeps its volume.
 
     In order of increasing size each label takes its k = max(1, round(voxels * new / old)) free
     voxels of highest coverage, so that a small lesion is served before the organ around it. Ties
     go to the first voxel in C order. The same shape gives the identical array.
     """
-    if label.shape == tuple(shape):
-        return np.ascontiguousarray(label)
-    out = np.zeros(shape, dtype=np.uint8)
-    foreground = bounding_box(label)
-    if foreground is None:
-        return out
+    outs = {shape: np.zeros(shape, np.uint8) for shape in shapes if shape != label.shape}
+    foreground = bounding_box(label) if outs else None
+    if foreground is not None:
+        _fill(outs, label, foreground)
+    return [outs[shape] if shape in outs else np.ascontiguousarray(label) for shape in shapes]
+
+
+def _fill(
+    outs: Mapping[Shape3D, npt.NDArray[np.uint8]], label: npt.NDArray[np.uint8], foreground: Box
+) -> None:
     inside = label[foreground]
-    counts = np.zeros(256, np.int64)
-    for plane in inside:
-        counts += np.bincount(plane.ravel(), minlength=256)
-    present = sorted((int(counts[value]), value) for value in range(1, 256) if counts[value])
+    # One comparison a label: np.bincount makes 8-byte integers of the voxels.
+    counts = [np.count_nonzero(inside == value) for value in range(int(inside.max()) + 1)]
+    present = sorted((count, value) for value, count in enumerate(counts) if value and count)
     for count, value in present:
         mask = inside == value
         box = bounding_box(mask)
@@ -261,9 +276,9 @@ def resample_label(label: npt.NDArray[np.uint8], shape: Shape3D) -> npt.NDArray[
             slice(outer.start + part.start, outer.start + part.stop)
             for outer, part in zip(foreground, box, strict=True)
         )
-        target, scores = _scores(mask[box], (d, h, w), label.shape, shape)
-        region = out[target]
-        if region.max():
-            np.copyto(scores, 0, where=region > 0)
-        _assign_best(region, scores, max(1, round(count * out.size / label.size)), value)
-    return out
+        for shape, out in outs.items():
+            target, scores = _scores(mask[box], (d, h, w), label.shape, shape)
+            region = out[target]
+            if region.max():
+                np.copyto(scores, 0, where=region > 0)
+            _assign_best(region, scores, max(1, round(count * out.size / label.size)), value)
