@@ -19,7 +19,8 @@ from data_prep.source import Pair
 from mvl_dist.errors import UserError
 from mvl_dist.files import write_text_atomically
 from mvl_dist.intensity import Scale, scale_of
-from mvl_dist.resample import image_resampler, resample_labels, shape_at
+from mvl_dist.label_resampling import resample_labels
+from mvl_dist.resample import image_resampler, shape_at
 from mvl_dist.store import (
     SEAL,
     CaseArrays,

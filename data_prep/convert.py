@@ -12,11 +12,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.case import STATISTICS, Job, Outcome, convert, sources_unchanged, survey, surveyed
+from data_prep.existing import completed, converted_names
 from data_prep.intensity import ct_normalisation
 from data_prep.report import Report
 from data_prep.source import Pair, list_pairs, remarks, task_folders
@@ -26,7 +28,7 @@ from mvl_dist.config import FolderFlag
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error
 from mvl_dist.intensity import CT_SCHEME, MRI_SCHEME
-from mvl_dist.parallel import default_workers, run_cases
+from mvl_dist.parallel import default_workers, processes, run_cases
 from mvl_dist.splits import held_out_cases
 from mvl_dist.store import CaseInfo, Manifest, Shape3D, Spacing
 from mvl_dist.tasks import Task, load_task
@@ -76,56 +78,18 @@ def _settings(task: Task, options: ConvertOptions) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))
 
 
-def _converted_names(store: Path, task: str) -> list[str]:
-    return sorted(
-        path.parent.name
-        for path in (store / task / "cases").glob("*/zarr.json")
-        if not path.parent.name.startswith(".")
-    )
-
-
-def _existing(store: Path, task: Task, settings: dict[str, Any]) -> Manifest | None:
-    """The task's manifest if it was completed; refuses a store made with other settings."""
-    manifest = None
-    if (store / task.name / zarr_store.MANIFEST).exists():
-        manifest = zarr_store.read_manifest(store, task.name)
-        if manifest.version != zarr_store.STORE_VERSION:
-            raise UserError(
-                f"{store / task.name} is of store version {manifest.version}: bring it to "
-                f"{zarr_store.STORE_VERSION} with 'mvl migrate --store {store}', or replace it "
-                "with --overwrite"
-            )
-    for name in _converted_names(store, task.name):
-        attributes = zarr_store.read_case_attributes(store, task.name, name)
-        if attributes is None:
-            continue
-        there = attributes["settings"]
-        differing = [
-            f"{key} {there.get(key)} there, {wanted} asked for"
-            for key, wanted in settings.items()
-            # Arrays at a spacing may come to cases that have none: the others stay as they are.
-            if there.get(key) != wanted and (key, there.get(key)) != ("spacing", "none")
-        ]
-        if differing:
-            raise UserError(
-                f"{store / task.name} was converted with other settings ({'; '.join(differing)}): "
-                "choose another --store, or replace it with --overwrite"
-            )
-        break
-    return manifest
-
-
 def _run(
     work: Callable[[Job], Outcome],
     jobs: Sequence[Job],
     options: ConvertOptions,
     report: Report,
     what: str,
+    pool: ProcessPoolExecutor | None,
 ) -> list[Outcome]:
     """Run jobs; collect bad cases in the report or stop at the first. Returns the good ones."""
     good = []
     workers = options.workers or default_workers()
-    for outcome in run_cases(work, jobs, workers, f"{report.task}: {what}"):
+    for outcome in run_cases(work, jobs, workers, f"{report.task}: {what}", pool=pool):
         if outcome.bad and not options.skip_bad:
             raise UserError(
                 f"{report.task}: case {outcome.name}: {outcome.bad}, or leave the case out with "
@@ -140,12 +104,18 @@ def _run(
     return good
 
 
-def _ct_statistics(jobs: Sequence[Job], options: ConvertOptions, report: Report) -> dict[str, Any]:
+def _ct_statistics(
+    jobs: Sequence[Job],
+    options: ConvertOptions,
+    report: Report,
+    pool: ProcessPoolExecutor | None,
+) -> dict[str, Any]:
     """First pass over a CT task: check every case, sum the histograms of the training part."""
     task = jobs[0].task
     with full_disk_is_a_user_error(options.store):
         (options.store / task.name / STATISTICS).mkdir(exist_ok=True)
-    _run(survey, [job for job in jobs if surveyed(job) is None], options, report, "statistics")
+    todo = [job for job in jobs if surveyed(job) is None]
+    _run(survey, todo, options, report, "statistics", pool)
     histograms = {
         job.pair.name: surveyed(job) for job in jobs if job.pair.name not in report.skipped
     }
@@ -224,6 +194,13 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
         UserError: a bad list or case, other settings in the store, a full disk, a killed worker.
             Cases already written stay and are used by the next run.
     """
+    with processes(options.workers or default_workers()) as pool:
+        return _convert_task(folder, options, pool)
+
+
+def _convert_task(
+    folder: Path, options: ConvertOptions, pool: ProcessPoolExecutor | None
+) -> Report:
     start = time.perf_counter()
     task, dataset = load_task(folder)
     pairs = list_pairs(folder, dataset)
@@ -232,13 +209,13 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
     if options.overwrite:
         zarr_store.withdraw_manifest(options.store, task.name)
         shutil.rmtree(options.store / task.name, ignore_errors=True)
-    published = _existing(options.store, task, settings)
+    published = completed(options.store, task, settings)
     zarr_store.create_task_group(options.store, task.name)
 
     jobs = [Job(pair, task, options.store, options.grid, settings) for pair in pairs]
     normalisation = MRI_SCHEME
     if task.intensity == "ct":
-        normalisation = _ct_statistics(jobs, options, report)
+        normalisation = _ct_statistics(jobs, options, report, pool)
     geometries = _geometries(pairs, options)
     done: dict[str, Outcome] = {}
     while True:
@@ -250,7 +227,8 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
         if published and any(job.pair.name in published.cases for job in todo):
             zarr_store.withdraw_manifest(options.store, task.name)
         skipped = len(report.skipped)
-        done |= {outcome.name: outcome for outcome in _run(convert, todo, options, report, "cases")}
+        good = _run(convert, todo, options, report, "cases", pool)
+        done |= {outcome.name: outcome for outcome in good}
         if len(report.skipped) == skipped:
             break
         # A case that was left out may have counted in the spacing: most often nothing is left.
@@ -263,7 +241,7 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
     manifest = _manifest(jobs[0], names, options.split_seed, report.skipped)
     if published is None or json.dumps(asdict(published)) != json.dumps(asdict(manifest)) or done:
         zarr_store.write_manifest(options.store, manifest)
-    for name in set(_converted_names(options.store, task.name)) - set(names):
+    for name in set(converted_names(options.store, task.name)) - set(names):
         shutil.rmtree(options.store / task.name / "cases" / name)
         report.notes.append(f"removed case {name}, which the source no longer gives")
     files = (options.store / task.name).rglob("*")

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from mvl_dist.resample import bounding_box
+from mvl_dist.label_resampling import bounding_box
 
 # nnU-Net's number; enough for a patch never to see the same centre twice within many epochs.
 VOXELS_A_LABEL = 10_000

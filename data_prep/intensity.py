@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mvl_dist.errors import UserError
 from mvl_dist.intensity import CT_SCHEME, moments, nonzero_moments
-from mvl_dist.resample import bounding_box
+from mvl_dist.label_resampling import bounding_box
 
 CLIP_PERCENTILES = (0.5, 99.5)
 
@@ -54,9 +54,13 @@ def hu_histogram(image: npt.NDArray[Any], label: npt.NDArray[np.uint8]) -> Histo
     values = _labelled(image[0], label)
     if not values.size:
         return {}
-    whole = np.rint(np.clip(values, -_HU_LIMIT, _HU_LIMIT)).astype(np.int32)
+    whole = np.clip(values, -_HU_LIMIT, _HU_LIMIT)
+    if whole.dtype.kind == "f":
+        whole = np.rint(whole)
+    whole = whole.astype(np.intp)
     lowest = int(whole.min())
-    counts = np.bincount(whole - lowest)
+    whole -= lowest
+    counts = np.bincount(whole)
     return {int(value) + lowest: int(counts[value]) for value in np.flatnonzero(counts)}
 
 

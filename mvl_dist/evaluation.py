@@ -15,13 +15,13 @@ import torch
 
 from mvl_dist.data import load_image, region_masks
 from mvl_dist.inference import model_logits
+from mvl_dist.label_resampling import resample_label
 from mvl_dist.labelling import region_logits
 from mvl_dist.metrics import CONVENTIONS, Summary, case_metrics, metric_name, summarise
 from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan
 from mvl_dist.postprocess import Gain, largest_component
 from mvl_dist.regions import ScoredRegion, pairs_to_score, scored_regions
-from mvl_dist.resample import resample_label
 
 METRICS = (
     *("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity"),

@@ -106,6 +106,7 @@ def run_cases(
     what: str,
     begin: Begin | None = None,
     threads: int = 1,
+    pool: ProcessPoolExecutor | None = None,
 ) -> Iterator[Result]:
     """Yield `work(job)` of every job as it comes, each job in one of `workers` processes.
 
@@ -115,6 +116,8 @@ def run_cases(
     Args:
         begin: called once in each process before its first job, with the process's number from 0.
         threads: of each process, where there are several.
+        pool: `processes` that are there already, `begin` and `threads` are theirs then; without it
+            they are started, if more than one is of use, and ended.
 
     Raises:
         UserError: a worker was killed or out of memory; or what `work` raised.
@@ -128,12 +131,37 @@ def run_cases(
                     begin(0)
                 results: Iterator[Result] = map(work, jobs)
             else:
-                results = _in_processes(work, jobs, min(workers, len(jobs)), begin, threads)
+                results = _in_processes(work, jobs, min(workers, len(jobs)), begin, threads, pool)
             for result in results:
                 advance()
                 yield result
     except (BrokenProcessPool, MemoryError) as error:
         raise UserError(f"{what}: a process {_OUT_OF_MEMORY}") from error
+
+
+@contextlib.contextmanager
+def processes(
+    workers: int, begin: Begin | None = None, threads: int = 1
+) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for `run_cases`, which start when they are first needed and end with the block.
+
+    None for one worker: its cases are worked on in the process that asks.
+    """
+    if workers == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    first = (begin, context.Value("i", 0))
+    with (
+        worker_environment(threads),
+        ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_begin_worker, initargs=first
+        ) as pool,
+    ):
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _in_processes(
@@ -142,16 +170,12 @@ def _in_processes(
     workers: int,
     begin: Begin | None,
     threads: int,
+    shared: ProcessPoolExecutor | None,
 ) -> Iterator[Result]:
-    context = multiprocessing.get_context("spawn")
+    own = processes(workers, begin, threads)
     waiting = iter(jobs)
-    first = (begin, context.Value("i", 0))
-    with (
-        worker_environment(threads),
-        ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_begin_worker, initargs=first
-        ) as pool,
-    ):
+    with own if shared is None else contextlib.nullcontext(shared) as pool:
+        assert pool is not None
         running: set[Future[Any]] = {
             pool.submit(work, job) for job in itertools.islice(waiting, 2 * workers)
         }
@@ -164,4 +188,5 @@ def _in_processes(
                         running.add(pool.submit(work, job))
                         break
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for future in running:
+                future.cancel()

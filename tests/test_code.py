@@ -12,11 +12,20 @@ REPO = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors"},
     {"files", "half", "machine", "place"},
+    {"resample"},
     {"journal"},
     {"kernels"},
     {
         *("config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"),
-        *("postprocess", "launcher", "resample", "intensity", "nifti", "parallel", "native_grid"),
+        *(
+            "postprocess",
+            "launcher",
+            "label_resampling",
+            "intensity",
+            "nifti",
+            "parallel",
+            "native_grid",
+        ),
         *("labelling", "showcase", "compiling"),
     },
     {"store", "statistics", "node_cache"},

@@ -153,7 +153,7 @@ def test_other_shapes_are_refused() -> None:
 
 @pytest.mark.msd
 def test_a_perfect_answer_at_128_cubed_is_the_real_label(msd_root: Path) -> None:
-    from mvl_dist.resample import resample_label
+    from mvl_dist.label_resampling import resample_label
 
     for path in sorted((msd_root / "Task04_Hippocampus" / "labelsTr").glob("[!.]*.nii.gz"))[:4]:
         label = np.ascontiguousarray(np.asarray(nib.load(path).dataobj).astype(np.uint8).T)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mvl_dist.resample import linear_weights, resample_image, resample_label
+from mvl_dist.label_resampling import resample_label, resample_labels
+from mvl_dist.resample import linear_weights, resample_image
 
 RNG = np.random.default_rng(0)
 
@@ -67,6 +68,18 @@ def test_every_label_keeps_its_volume_to_the_voxel(shape: tuple[int, int, int]) 
         wanted = (label == value).sum() * out.size / label.size
         assert abs((out == value).sum() - wanted) <= 1
     assert set(np.unique(out)) <= {0, 1, 2, 3}
+
+
+def test_maps_of_several_shapes_made_at_once_are_each_as_a_map_alone_must_be() -> None:
+    label = blobs((30, 28, 32))
+    shapes = [(16, 16, 16), (30, 28, 32), (40, 20, 33)]
+    maps = resample_labels(label, shapes)
+    assert [out.shape for out in maps] == shapes
+    np.testing.assert_array_equal(maps[1], label)
+    for out in maps:
+        for value in (1, 2, 3):
+            wanted = (label == value).sum() * out.size / label.size
+            assert abs((out == value).sum() - wanted) <= 1
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0), (15, 16, 17), (31, 31, 31), (13, 2, 30)])
