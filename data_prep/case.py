@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,7 @@ def convert(job: Job) -> Outcome:
     if isinstance(scan, Outcome):
         return scan
     assert job.normalisation is not None
+    scan = replace(scan, label=np.ascontiguousarray(scan.label))
     statistics = channel_statistics(scan.image, scan.label, job.task.intensity)
     moments = zip(statistics["mean"], statistics["std"], strict=True)
     scales = [scale_of(job.normalisation, channel) for channel in moments]

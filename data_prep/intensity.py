@@ -35,8 +35,9 @@ def channel_statistics(
     rows: dict[str, Any] = {"minimum": [], "maximum": [], "mean": [], "std": []}
     for channel in image:
         mri = scheme == "mri"
+        extremes = _as_filed(channel, channel)
         mean, std = nonzero_moments(channel) if mri else moments(_labelled(channel, label))
-        for key, value in zip(rows, (channel.min(), channel.max(), mean, std), strict=True):
+        for key, value in zip(rows, (extremes.min(), extremes.max(), mean, std), strict=True):
             rows[key].append(float(value))
     return {"over": "non-zero voxels" if scheme == "mri" else "labelled voxels", **rows}
 
@@ -46,12 +47,20 @@ def _labelled(channel: npt.NDArray[Any], label: npt.NDArray[np.uint8]) -> npt.ND
     return channel[:0].ravel() if box is None else channel[box][label[box] > 0]
 
 
+def _as_filed(values: npt.NDArray[Any], like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A view that runs forwards where `like` runs backwards in memory, which takes NumPy longer.
+
+    Only for what no order of the voxels changes: a sum's last bits it does.
+    """
+    return values[tuple(slice(None, None, -1 if step < 0 else 1) for step in like.strides)]
+
+
 def hu_histogram(image: npt.NDArray[Any], label: npt.NDArray[np.uint8]) -> Histogram:
     """Count of every whole HU value among the labelled voxels of (1, D, H, W).
 
     A CT whose HU are not whole numbers is rounded for this count only.
     """
-    values = _labelled(image[0], label)
+    values = _labelled(_as_filed(image[0], label), _as_filed(label, label))
     if not values.size:
         return {}
     whole = np.clip(values, -_HU_LIMIT, _HU_LIMIT)

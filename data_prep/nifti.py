@@ -50,7 +50,7 @@ class Scan:
     Attributes:
         image: (C, D, H, W) raw intensities, scaled as the header says (CT: HU); the file's own type
             and memory where that needs no scaling, so read-only.
-        label: (D, H, W).
+        label: (D, H, W); the file's own memory too, where its values are bytes.
         affine: 4x4, from voxel (w, h, d) to RAS+ millimetres.
         source_affine: 4x4 of the image file as distributed.
         oriented: False if the header states no orientation (both codes 0) and nibabel's default
@@ -160,7 +160,7 @@ def read_scan(pair: Pair, task: Task) -> Scan:
     return Scan(
         name=pair.name,
         image=orientation.canonical_view(image),
-        label=orientation.canonical(label),
+        label=orientation.canonical_view(label),
         spacing_mm=orientation.spacing_mm,
         affine=_rows(orientation.affine),
         source_affine=_rows(image_file.affine),
