@@ -157,6 +157,8 @@ def convert(job: Job) -> Outcome:
     if job.spacing_mm is not None:
         shapes.append(_spaced_shape(scan, job.spacing_mm))
     image, *finer = _resampled(scan.image, scales, shapes)
+    # Its memory is as large as what is made next.
+    scan = replace(scan, image=scan.image[:0].copy())
     label, *finer_labels = resample_labels(scan.label, shapes)
     spaced = None
     if finer:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mvl_dist.label_resampling import resample_label, resample_labels
-from mvl_dist.resample import linear_weights, resample_image
+from mvl_dist.resample import image_resampler, linear_weights, resample_image
 
 RNG = np.random.default_rng(0)
 
@@ -28,6 +28,19 @@ def test_each_axis_equals_torch_with_antialiasing(axis: int, new: int) -> None:
     oracle = F.interpolate(slices, (new, 17), mode="bilinear", antialias=True)[:, 0].numpy()
     ours = np.moveaxis(resample_image(volume, tuple(shape)), axis, 1)
     np.testing.assert_allclose(ours, oracle, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(9, 45, 70), (9, 33, 70), (14, 45, 32), (5, 70, 64)])
+def test_planes_of_any_size_are_rounded_and_turned_whole(shape: tuple[int, int, int]) -> None:
+    volume = RNG.standard_normal((9, 33, 32)).astype(np.float32)
+    out = np.full(shape, np.nan, np.float16)
+    resampler = image_resampler(volume.shape, out)
+    for plane in volume:
+        resampler.push(plane)
+    oracle = F.interpolate(torch.from_numpy(volume)[None, None], (9, *shape[1:]), mode="trilinear")
+    tensor = oracle.to(torch.float64)[0].movedim(1, 2)
+    oracle = F.interpolate(tensor, (shape[0], shape[2]), mode="bilinear", antialias=True)
+    np.testing.assert_allclose(out, oracle[0].movedim(0, 1), atol=2e-3)
 
 
 def test_growing_equals_torch_trilinear() -> None:

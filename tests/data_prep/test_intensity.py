@@ -29,6 +29,18 @@ def test_hu_that_are_not_whole_are_rounded_for_the_count_only() -> None:
     assert hu_histogram(image, np.ones((2, 2, 2), np.uint8)) == {10: 8}
 
 
+@pytest.mark.parametrize("step", [1, -1])
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
+def test_every_labelled_voxel_counts_once_whichever_way_the_file_runs(
+    dtype: str, step: int
+) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 40, (1, 6, 7, 8)).astype(dtype)[:, :, ::step, ::step]
+    label = (rng.integers(0, 5, (6, 7, 8)) // 4).astype(np.uint8)[:, :, ::step]
+    values, counts = np.unique(image[0][label > 0], return_counts=True)
+    assert hu_histogram(image, label) == dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def test_without_labelled_voxels_there_is_no_ct_statistic() -> None:
     with pytest.raises(UserError, match="no training case has a labelled voxel"):
         ct_normalisation("T", [{}, {}])

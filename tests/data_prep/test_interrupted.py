@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvl_dist.errors import UserError
-from mvl_dist.parallel import run_cases
+from mvl_dist.parallel import processes, run_cases
 from tests.data_prep.tiny import NAME, convert_tiny, make_tiny, nothing_half_written
 
 CONVERT = "import sys; from mvl_dist.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"
@@ -88,6 +88,23 @@ def test_a_killed_worker_is_one_line_that_says_what_to_do() -> None:
         list(run_cases(die, range(4), workers=2, what="cases"))
     with pytest.raises(UserError, match="fewer --workers"):
         list(run_cases(exhaust, [1], workers=1, what="cases"))
+
+
+def process_id(job: int) -> int:
+    return os.getpid()
+
+
+def test_processes_serve_several_passes_after_a_failed_one_too() -> None:
+    with processes(2) as pool:
+        seen = set(run_cases(process_id, range(6), 2, "first", pool=pool))
+        with pytest.raises(UserError, match="fewer --workers"):
+            list(run_cases(exhaust, range(6), 2, "second", pool=pool))
+        seen |= set(run_cases(process_id, range(6), 2, "third", pool=pool))
+    assert os.getpid() not in seen
+    assert len(seen) <= 2
+    for process in seen:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
 
 
 def test_a_file_that_cannot_grow_is_one_line_and_resumable(tmp_path: Path) -> None:
