@@ -23,6 +23,7 @@ from mvl_dist.store.reading import (
     read_box,
     read_files,
     read_manifest,
+    read_parts,
     stored_bytes,
 )
 from mvl_dist.store.seal import SEAL, seal_holds, sealed_json
@@ -62,6 +63,7 @@ __all__ = [
     "read_case_attributes",
     "read_files",
     "read_manifest",
+    "read_parts",
     "regions_of",
     "seal_holds",
     "sealed_json",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from mvl_dist.store.format import (
 )
 from mvl_dist.store.listing import task_names
 from mvl_dist.store.seal import SEAL, seal_holds
-from mvl_dist.store.shard_reading import FolderShards, read_sharded
+from mvl_dist.store.shard_reading import FolderShards, parse_sharded, read_sharded
 from mvl_dist.tasks import TASKS, resolve_task_name
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def _read(
     own: bool = False,
 ) -> npt.NDArray[Any]:
     path = store / task / "cases" / case / array
-    try:
+    with _unreadable_is_a_user_error(store, path, case):
         if isinstance(path, RemotePlace):
             return far_array.read(path, array in SHARDED_ARRAYS, box, out, own)
         document = (path / DOCUMENT).read_bytes()
@@ -246,6 +247,41 @@ def _read(
         whole = out if box is None else None
         values = read_chunk_file(document, path, whole)
         return values if box is None else values[(..., *box)]
+
+
+def read_parts(
+    store: StorePlace, task: str, case: str, array: str
+) -> tuple[tuple[int, ...], str, Iterator[npt.NDArray[Any]]]:
+    """Read an array whole, with as little of it in memory at once as its chunks allow.
+
+    Returns:
+        Its shape, its dtype, and its values, part by part in C order: a layer of chunks each where
+        the layers follow one another in that order (in a folder, of one channel), or all in one.
+
+    Raises:
+        UserError: as `read_array`, for a part when it is its turn.
+    """
+    path = store / task / "cases" / case / array
+    if not isinstance(path, RemotePlace) and array in SHARDED_ARRAYS:
+        with _unreadable_is_a_user_error(store, path, case):
+            document = (path / DOCUMENT).read_bytes()
+            layout = parse_sharded(document)
+        *leading, depth, height, width = layout.shape
+        if math.prod(leading) == 1:
+            boxes = (
+                (slice(start, min(start + layout.chunk[-3], depth)), slice(height), slice(width))
+                for start in range(0, depth, layout.chunk[-3])
+            )
+            parts = (_read(store, task, case, array, box) for box in boxes)
+            return layout.shape, layout.dtype, parts
+    whole = read_array(store, task, case, array, own=True)
+    return whole.shape, whole.dtype.name, iter([whole])
+
+
+@contextlib.contextmanager
+def _unreadable_is_a_user_error(store: StorePlace, path: StorePlace, case: str) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
