@@ -56,6 +56,36 @@ def test_a_flipped_bit_is_found_when_it_is_read(tmp_path: Path, arrays: store.Ca
         store.read_array(tmp_path, "T", "c", "image")
 
 
+@pytest.mark.parametrize(("channels", "parts"), [(1, 3), (2, 1)])
+def test_the_parts_of_an_array_are_its_bytes_in_order_to_a_damaged_one(
+    tmp_path: Path, arrays: store.CaseArrays, channels: int, parts: int
+) -> None:
+    rng = np.random.default_rng(0)
+    spaced = store.SpacedArrays(
+        rng.standard_normal((channels, 130, 5, 6)).astype(np.float16),
+        rng.integers(0, 3, (130, 5, 6)).astype(np.uint8),
+        np.zeros((0, 4), np.uint16),
+    )
+    store.create_task_group(tmp_path, "T")
+    case = dataclasses.replace(arrays, spaced=spaced)
+    store.write_case(tmp_path, "T", "c", case, {})
+    for key, values in case.named().items():
+        shape, dtype, read = store.read_parts(tmp_path, "T", "c", key)
+        assert (shape, dtype) == (values.shape, values.dtype.name)
+        assert b"".join(part.tobytes() for part in read) == values.tobytes()
+    _, _, read = store.read_parts(tmp_path, "T", "c", "image_spaced")
+    assert len(list(read)) == parts
+
+    (shard,) = (tmp_path / "T/cases/c/image_spaced").glob("c*")
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 1  # before the index of three chunks: in the last of them
+    shard.write_bytes(content)
+    got = []
+    with pytest.raises(UserError, match="image_spaced: cannot be read whole"):
+        got.extend(store.read_parts(tmp_path, "T", "c", "image_spaced")[2])
+    assert len(got) == parts - 1
+
+
 def test_a_manifest_reads_back_as_it_was(phantom_store: Path) -> None:
     manifest = store.read_manifest(phantom_store, "91")
     again = phantom_store.parent / "again"
