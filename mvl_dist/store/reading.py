@@ -28,7 +28,7 @@ from mvl_dist.store.format import (
 )
 from mvl_dist.store.listing import task_names
 from mvl_dist.store.seal import SEAL, seal_holds
-from mvl_dist.store.shard_reading import FolderShards, parse_sharded, read_sharded
+from mvl_dist.store.shard_reading import FolderShards, ShardedArray, parse_sharded, read_sharded
 from mvl_dist.tasks import TASKS, resolve_task_name
 
 if TYPE_CHECKING:
@@ -255,8 +255,9 @@ def read_parts(
     """Read an array whole, with as little of it in memory at once as its chunks allow.
 
     Returns:
-        Its shape, its dtype, and its values, part by part in C order: a layer of chunks each where
-        the layers follow one another in that order (in a folder, of one channel), or all in one.
+        Its shape, its dtype, and its values, part by part in C order, each valid until the next: a
+        layer of chunks where the layers follow one another in that order (in a folder, of one
+        channel), or all in one.
 
     Raises:
         UserError: as `read_array`, for a part when it is its turn.
@@ -266,16 +267,23 @@ def read_parts(
         with _unreadable_is_a_user_error(store, path, case):
             document = (path / DOCUMENT).read_bytes()
             layout = parse_sharded(document)
-        *leading, depth, height, width = layout.shape
-        if math.prod(leading) == 1:
-            boxes = (
-                (slice(start, min(start + layout.chunk[-3], depth)), slice(height), slice(width))
-                for start in range(0, depth, layout.chunk[-3])
-            )
-            parts = (_read(store, task, case, array, box) for box in boxes)
-            return layout.shape, layout.dtype, parts
+        if math.prod(layout.shape[:-3]) == 1:
+            return layout.shape, layout.dtype, _layers(store, task, case, array, layout)
     whole = read_array(store, task, case, array, own=True)
     return whole.shape, whole.dtype.name, iter([whole])
+
+
+def _layers(
+    store: StorePlace, task: str, case: str, array: str, layout: ShardedArray
+) -> Iterator[npt.NDArray[Any]]:
+    import numpy as np
+
+    *_, depth, height, width = layout.shape
+    step = layout.chunk[-3]
+    layer = np.empty((*layout.shape[:-3], min(step, depth), height, width), layout.dtype)
+    for start in range(0, depth, step):
+        box = (slice(start, min(start + step, depth)), slice(height), slice(width))
+        yield _read(store, task, case, array, box, layer[..., : depth - start, :, :])
 
 
 @contextlib.contextmanager
