@@ -256,8 +256,7 @@ def read_parts(
 
     Returns:
         Its shape, its dtype, and its values, part by part in C order, each valid until the next: a
-        layer of chunks where the layers follow one another in that order (in a folder, of one
-        channel), or all in one.
+        layer of chunks where that order allows (in a folder, of one channel), or all in one.
 
     Raises:
         UserError: as `read_array`, for a part when it is its turn.
