@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from mvl_dist.place import RemotePlace, StorePlace
 from mvl_dist.store import (
     SHARDED_ARRAYS,
     Manifest,
-    begin_files,
+    begin_file,
     begin_reading,
     read_array,
     read_box,
@@ -64,10 +66,13 @@ class CaseReader:
             arrays: name -> `channels`, as `array` will be asked.
             parts: they will be asked for by `box`, which wants those whole that the cache can hold.
         """
+        if not isinstance(self.store, RemotePlace):
+            self._ahead_on_disk(self.store, cases, arrays)
+            return
         whole, in_parts, room = [], [], BYTES_AHEAD
         for case in cases:
             for array, channels in arrays.items():
-                if self.cache and self.cache.holds(self._key(case, array, channels)):
+                if self._held(case, array, channels):
                     continue
                 if array in SHARDED_ARRAYS and self.manifest:
                     kept, size = (self.manifest.nbytes(case, array, c) for c in (channels, None))
@@ -77,10 +82,19 @@ class CaseReader:
                         continue
                     room -= size
                 whole.append((case, array))
-        if isinstance(self.store, RemotePlace):
-            begin_reading(self.store, self.task, whole, in_parts)
-        else:
-            begin_files(self.store, self.task, whole)
+        begin_reading(self.store, self.task, whole, in_parts)
+
+    def _ahead_on_disk(
+        self, store: Path, cases: Sequence[str], arrays: Mapping[str, int | None]
+    ) -> None:
+        for case in cases:
+            for array, channels in arrays.items():
+                if array not in SHARDED_ARRAYS:
+                    held = functools.partial(self._held, case, array, channels)
+                    begin_file(store, self.task, case, array, held)
+
+    def _held(self, case: str, array: str, channels: int | None) -> bool:
+        return self.cache is not None and self.cache.holds(self._key(case, array, channels))
 
     def array(
         self,

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.data_path.source import STARTS, Arrays, Source
 from mvl_dist.data import Batch, Item, RankBatches
-from mvl_dist.loading import BatchLoader
+from mvl_dist.loading import AHEAD, BatchLoader
 
 BATCH = 4
 Box = tuple[slice, slice, slice]
@@ -31,8 +31,10 @@ class Order(RankBatches):
         self.passes = 1
 
     def start(self, workers: int) -> None:
-        """Next comes one sample a worker, each of another of the cases that are there for it."""
-        self.starting = workers
+        """Next come batches of the cases that are there for it, so many that every worker has made
+        one and every piece of the loader's memory was used: what those cost is not the store's.
+        """
+        self.starting = AHEAD * workers + 2
 
     def go(self, passes: int = 1) -> None:
         """Next come all cases, in another order each pass."""
@@ -42,8 +44,8 @@ class Order(RankBatches):
         return self.starting or self.passes * self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[Item]]:
-        for worker in range(self.starting):
-            yield [Item(self.num_cases + worker % STARTS)]
+        for batch in range(self.starting):
+            yield [Item(self.num_cases + batch % STARTS)] * BATCH
         for _ in range(0 if self.starting else self.passes):
             self.set_position(self.epoch + 1)
             yield from super().__iter__()

@@ -1,5 +1,6 @@
 """The Zarr store: its format, its only writer, its only reader."""
 
+from mvl_dist.store.disk_ahead import begin_file
 from mvl_dist.store.format import (
     ARRAYS,
     MANIFEST,
@@ -17,7 +18,6 @@ from mvl_dist.store.format import (
 )
 from mvl_dist.store.listing import names_in, read_bytes, task_names, unpublished_names
 from mvl_dist.store.reading import (
-    begin_files,
     begin_reading,
     read_array,
     read_box,
@@ -52,7 +52,7 @@ __all__ = [
     "Spacing",
     "array_metadata",
     "array_sha256",
-    "begin_files",
+    "begin_file",
     "begin_reading",
     "case_text",
     "create_task_group",
