@@ -28,13 +28,19 @@ class Order(RankBatches):
     def __init__(self, cases: int) -> None:
         super().__init__(cases, BATCH, 0, 1, seed=0)
         self.starting = 0
+        self.start_batch = BATCH
         self.passes = 1
 
-    def start(self, workers: int) -> None:
-        """Next come batches of the cases that are there for it, so many that every worker has made
-        one and every piece of the loader's memory was used: what those cost is not the store's.
+    def start(self, workers: int, *, once: bool) -> None:
+        """Next come batches of the cases that are there for it.
+
+        So many that each piece of the loader's memory is used twice, which is not the store's cost.
+
+        Args:
+            once: one sample a worker will do, for whoever takes a second for each.
         """
-        self.starting = AHEAD * workers + 2
+        self.starting = workers if once else 2 * (AHEAD * workers + 2)
+        self.start_batch = 1 if once else BATCH
 
     def go(self, passes: int = 1) -> None:
         """Next come all cases, in another order each pass."""
@@ -45,7 +51,7 @@ class Order(RankBatches):
 
     def __iter__(self) -> Iterator[list[Item]]:
         for batch in range(self.starting):
-            yield [Item(self.num_cases + batch % STARTS)] * BATCH
+            yield [Item(self.num_cases + batch % STARTS)] * self.start_batch
         for _ in range(0 if self.starting else self.passes):
             self.set_position(self.epoch + 1)
             yield from super().__iter__()

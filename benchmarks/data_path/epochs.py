@@ -33,9 +33,8 @@ class Running:
         self.before = watch.so_far() if competitor.keeps else (0.0, 0.0, 0)
         self.order = Order(len(competitor.cases(workers)))
         self.batches: Iterable[Batch] = competitor.batches(self.order, workers)
-        self.order.start(max(workers, 1))
-        for _ in self.batches:
-            pass
+        self.order.start(max(workers, 1), once=competitor.most > 0)
+        Sink().take(self.batches)
 
     def epoch(self, sink: Sink, passes: int = 1) -> Used:
         """An epoch, or several as one."""
