@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +14,10 @@ from mvl_dist.place import RemotePlace, StorePlace
 from mvl_dist.store import (
     SHARDED_ARRAYS,
     Manifest,
-    begin_file,
     begin_reading,
     read_array,
     read_box,
+    read_in_place,
     stored_bytes,
 )
 
@@ -57,8 +55,7 @@ class CaseReader:
     def ahead(
         self, cases: Sequence[str], arrays: Mapping[str, int | None], parts: bool = False
     ) -> None:
-        """Say which arrays will be asked for; a store far away sends them meanwhile, and a disk
-        reads them.
+        """Say which arrays will be asked for; a store far away sends them meanwhile.
 
         Of arrays at the task's spacing these are as many as `BYTES_AHEAD` has room for.
 
@@ -67,7 +64,6 @@ class CaseReader:
             parts: they will be asked for by `box`, which wants those whole that the cache can hold.
         """
         if not isinstance(self.store, RemotePlace):
-            self._ahead_on_disk(self.store, cases, arrays)
             return
         whole, in_parts, room = [], [], BYTES_AHEAD
         for case in cases:
@@ -83,15 +79,6 @@ class CaseReader:
                     room -= size
                 whole.append((case, array))
         begin_reading(self.store, self.task, whole, in_parts)
-
-    def _ahead_on_disk(
-        self, store: Path, cases: Sequence[str], arrays: Mapping[str, int | None]
-    ) -> None:
-        for case in cases:
-            for array, channels in arrays.items():
-                if array not in SHARDED_ARRAYS:
-                    held = functools.partial(self._held, case, array, channels)
-                    begin_file(store, self.task, case, array, held)
 
     def _held(self, case: str, array: str, channels: int | None) -> bool:
         return self.cache is not None and self.cache.holds(self._key(case, array, channels))
@@ -119,14 +106,16 @@ class CaseReader:
             whole = out if channels is None else None
             return read_array(self.store, self.task, case, array, whole)[:channels]
 
-        if self.cache is None or self.at_hand(case, array, channels):
+        if self.cache is None:
             values = load()
+        elif self.at_hand(case, array, channels):
+            values = read_in_place(self.store, self.task, case, array, out)
         else:
             values = self.cache.array(self._key(case, array, channels), load)
         return values if out is None else put(values, out)
 
     def at_hand(self, case: str, array: str, channels: int | None = None) -> bool:
-        """Whether an array is read from the store each time, for the cache would gain nothing.
+        """Whether an array is read where it lies each time, for the cache would gain nothing.
 
         So it is on a disk of this node, whose page cache all processes share, if the array lies
         there as it is or shrank to next to nothing.

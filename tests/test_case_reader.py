@@ -1,15 +1,15 @@
 """What of a case is read from the store each time, and what through the node's cache."""
 
+import os
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks.data_path.disk import cached_share, forget
 from mvl_dist.case_reader import CaseReader
+from mvl_dist.errors import UserError
 from mvl_dist.node_cache import NodeCache
 from mvl_dist.store import CaseArrays, create_task_group, read_array, write_case
 
@@ -60,16 +60,55 @@ def test_what_is_kept_needs_no_store_any_more(
         np.testing.assert_array_equal(reader.array("c", array), values)
 
 
-def test_a_disk_reads_meanwhile_what_will_be_asked_for(tmp_path: Path) -> None:
+@pytest.fixture
+def own_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvl_dist.case_reader.on_own_disk", lambda path: True)
+
+
+@pytest.mark.usefixtures("own_disk")
+@pytest.mark.parametrize("noise", [True, False])
+def test_every_reading_gives_what_is_stored_and_nobody_can_change_it(
+    noise: bool, tmp_path: Path
+) -> None:
+    store = one_case_store(tmp_path / "s", noise)
+    reader = reader_of(store, tmp_path / "cache")
+    expected = {array: read_array(store, "T", "c", array) for array in ("image", "label")}
+    for _ in range(4):
+        for array, values in expected.items():
+            place = np.empty_like(values)
+            assert reader.array("c", array, out=place) is place
+            np.testing.assert_array_equal(place, values)
+            place.fill(9)
+            reader.array("c", array).copy().fill(9)
+    np.testing.assert_array_equal(read_array(store, "T", "c", "image"), expected["image"])
+
+
+@pytest.mark.usefixtures("own_disk")
+@pytest.mark.parametrize("readings", [0, 1])
+def test_a_flipped_bit_is_found_by_the_first_reading_and_by_the_second(
+    readings: int, tmp_path: Path
+) -> None:
     store = one_case_store(tmp_path / "s", noise=True)
-    shutil.rmtree(store / "T/cases/c/label")  # whoever reads it will say so
+    reader = reader_of(store, tmp_path / "cache")
     file = store / "T/cases/c/image/c/0/0/0/0"
-    if cached_share([file]) < 1:
-        pytest.skip("files are not kept in a page cache here")
-    forget([file], everything=False)
-    assert cached_share([file]) == 0
-    reader_of(store, tmp_path / "cache").ahead(["c"], {"image": None, "label": None})
-    until = time.monotonic() + 10
-    while cached_share([file]) < 1 and time.monotonic() < until:
-        time.sleep(0.01)
-    assert cached_share([file]) == 1
+    for _ in range(readings):
+        reader.array("c", "image")
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a disk's fault would leave it
+    with pytest.raises(UserError, match=r"cases/c/image: cannot be read whole.*crc32c"):
+        reader.array("c", "image")
+
+
+@pytest.mark.usefixtures("own_disk")
+def test_a_file_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    store = one_case_store(tmp_path / "s", noise=True)
+    reader = reader_of(store, tmp_path / "cache")
+    for _ in range(3):
+        reader.array("c", "image")
+    image = np.random.default_rng(7).standard_normal((1, 16, 16, 16)).astype(np.float16)
+    label = np.zeros((16, 16, 16), np.uint8)
+    write_case(store, "T", "c", CaseArrays(image, label, label), {})
+    for _ in range(3):
+        np.testing.assert_array_equal(reader.array("c", "image"), image)

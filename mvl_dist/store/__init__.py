@@ -1,6 +1,5 @@
 """The Zarr store: its format, its only writer, its only reader."""
 
-from mvl_dist.store.disk_ahead import begin_file
 from mvl_dist.store.format import (
     ARRAYS,
     MANIFEST,
@@ -22,6 +21,7 @@ from mvl_dist.store.reading import (
     read_array,
     read_box,
     read_files,
+    read_in_place,
     read_manifest,
     read_parts,
     stored_bytes,
@@ -52,7 +52,6 @@ __all__ = [
     "Spacing",
     "array_metadata",
     "array_sha256",
-    "begin_file",
     "begin_reading",
     "case_text",
     "create_task_group",
@@ -62,6 +61,7 @@ __all__ = [
     "read_bytes",
     "read_case_attributes",
     "read_files",
+    "read_in_place",
     "read_manifest",
     "read_parts",
     "regions_of",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,9 +171,31 @@ def decoded(data: bytes, buffer: npt.NDArray[Any], what: str) -> npt.NDArray[Any
 
     content = content_of(data, buffer.nbytes, what)
     if content[2] & _STORED:
-        return content[_BLOSC_HEADER:].view(buffer.dtype).reshape(buffer.shape)
+        return _stored(content, buffer.dtype, buffer.shape)
     blosc.decompress(content, buffer)
     return buffer
+
+
+def stored_values(data: Any, array: ChunkedArray, what: str) -> npt.NDArray[Any] | None:
+    """The values of a chunk that blosc stored as it is, a view; None of a compressed one.
+
+    Args:
+        data: the chunk, anything that has a buffer.
+
+    Raises:
+        ValueError: as `decode`.
+    """
+    import numpy as np
+
+    dtype = np.dtype(array.dtype)
+    content = content_of(data, math.prod(array.shape) * dtype.itemsize, what)
+    return _stored(content, dtype, array.shape) if content[2] & _STORED else None
+
+
+def _stored(
+    content: npt.NDArray[np.uint8], dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    return content[_BLOSC_HEADER:].view(dtype).reshape(shape)
 
 
 def content_of(data: bytes, nbytes: int, what: str) -> npt.NDArray[np.uint8]:
