@@ -6,19 +6,17 @@ writer renames whole cases and never does so.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mvl_dist.files import mapped
 from mvl_dist.store.chunk_reading import parse_chunked, stored_values
 from mvl_dist.store.format import DOCUMENT
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-MADV_POPULATE_READ = 22
 Version = tuple[int, int, int]
 # Of this process: files that were asked for, and which file each was then; those asked for again,
 # with their values (None: compressed).
@@ -55,7 +53,4 @@ def mapped_again(array: Path, file: str) -> npt.NDArray[Any] | None:
 def _mapped(array: Path, path: str) -> npt.NDArray[Any] | None:
     layout = parse_chunked((array / DOCUMENT).read_bytes())
     with open(path, "rb") as file:  # noqa: PTH123 - as above
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    with contextlib.suppress(OSError):  # Linux before 5.14: page by page
-        memory.madvise(MADV_POPULATE_READ)
-    return stored_values(memory, layout, "its chunk")
+        return stored_values(mapped(file.fileno()), layout, "its chunk")
