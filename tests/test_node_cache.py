@@ -1,6 +1,7 @@
 """The node's cache of decoded arrays: among processes, when one is killed, when room runs out."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -59,12 +60,17 @@ def ask(arguments: tuple[Path, Path, int, list[int]]) -> int:
 
 
 def taken(folder: Path) -> int:
-    """Bytes of all files; one may go between listing and asking."""
-    sizes = []
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return sum(sizes)
+    """Bytes of all files at one moment: nobody makes room meanwhile, and one that gets its name
+    between two looks is one file.
+    """
+    sizes = {}
+    with (folder / "room").open("a") as room:
+        fcntl.flock(room, fcntl.LOCK_EX)
+        for path in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                sizes[status.st_ino] = status.st_size
+    return sum(sizes.values())
 
 
 def test_processes_load_an_array_once_between_them(folder: Path, tmp_path: Path) -> None:

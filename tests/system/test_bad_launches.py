@@ -61,6 +61,7 @@ def test_a_missing_deepspeed_config_is_one_line(arguments: list[str], tmp_path: 
     assert f"DeepSpeed config {tmp_path / 'none.json'} cannot be read" in done.one_line()
 
 
+@pytest.mark.slow
 def test_no_compilation_and_so_no_lock_of_a_killed_one_can_stop_a_run(
     arguments: list[str], tmp_path: Path
 ) -> None:

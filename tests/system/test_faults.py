@@ -79,6 +79,7 @@ def one_line(process: "subprocess.Popen[str]") -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hung", [0, 1])
 def test_a_rank_that_stands_still_is_named_and_the_launch_ends(
     hung: int, arguments: list[str], tmp_path: Path
@@ -118,6 +119,7 @@ def test_a_store_that_is_replaced_under_a_run_stops_it(
     assert max(curve(tmp_path / "runs", "epoch")) > 0  # its checkpoints stay
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_trained_is_not_trained_twice(
     arguments: list[str], tmp_path: Path
 ) -> None:
