@@ -50,6 +50,12 @@ def mapped_again(array: Path, file: str) -> npt.NDArray[Any] | None:
     return _MAPPED[path]
 
 
+def forget() -> None:
+    """Be as a process that has read nothing yet: what is mapped stays in the page cache."""
+    _ASKED.clear()
+    _MAPPED.clear()
+
+
 def _mapped(array: Path, path: str) -> npt.NDArray[Any] | None:
     layout = parse_chunked((array / DOCUMENT).read_bytes())
     with open(path, "rb") as file:  # noqa: PTH123 - as above

@@ -13,7 +13,7 @@ from mvl_dist.case_reader import CaseReader
 from mvl_dist.data import Batch, CaseDataset
 from mvl_dist.loading import BatchLoader
 from mvl_dist.node_cache import NodeCache
-from mvl_dist.store import read_manifest
+from mvl_dist.store import chunk_mapping, read_manifest
 
 CACHE_BYTES = 4_000_000_000
 
@@ -69,10 +69,11 @@ class Ours(OursUncached):
         self.cache = NodeCache(folder, CACHE_BYTES)
 
     def forget(self) -> None:
-        """Remove the cache."""
+        """Remove the cache, and let go of files, which could not be cold while they are mapped."""
         if self.cache:
             leave(self.cache.folder)
         self.cache = None
+        chunk_mapping.forget()
 
     def reader(self) -> CaseReader:
         """Through the cache."""
