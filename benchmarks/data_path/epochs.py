@@ -154,7 +154,9 @@ class Epochs:
         self._add(running, LATER, number, running.epoch(self.sink, passes))
 
     def _forget(self, competitor: Competitor) -> None:
-        files = competitor.files()
+        # The cases that started the workers may stay: no epoch reads them.
+        starts = {*competitor.source.starts}
+        files = [path for path in competitor.files() if not starts & {*path.parts}]
         disk.forget(files, self.drop_all)
         cached = disk.cached_share(files)
         if cached > MAY_STAY:
