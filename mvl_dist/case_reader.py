@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvl_dist.errors import UserError
 from mvl_dist.machine import on_own_disk
 from mvl_dist.node_cache import NodeCache
 from mvl_dist.place import RemotePlace, StorePlace
@@ -98,8 +99,7 @@ class CaseReader:
             out: what to put it into, and to return.
 
         Raises:
-            UserError: as `mvl_dist.store.read_array`.
-            ValueError: `out` is not of its shape and dtype.
+            UserError: as `mvl_dist.store.read_array`; the array is not of `out`'s shape and dtype.
         """
 
         def load() -> npt.NDArray[Any]:
@@ -112,7 +112,7 @@ class CaseReader:
             values = read_in_place(self.store, self.task, case, array, out)
         else:
             values = self.cache.array(self._key(case, array, channels), load)
-        return values if out is None else put(values, out)
+        return values if out is None else self._put(case, array, values, out)
 
     def at_hand(self, case: str, array: str, channels: int | None = None) -> bool:
         """Whether an array is read where it lies each time, for the cache would gain nothing.
@@ -148,8 +148,7 @@ class CaseReader:
             channels, out: as for `array`.
 
         Raises:
-            UserError: as `mvl_dist.store.read_box`.
-            ValueError: `out` is not of its shape and dtype.
+            UserError: as `mvl_dist.store.read_box`; the part is not of `out`'s shape and dtype.
         """
         if self.cache is not None and self.manifest is not None:
             held = self.cache.find(self._key(case, array, channels))
@@ -157,28 +156,27 @@ class CaseReader:
                 held = self.array(case, array, channels)
             if held is not None:
                 values = held[(..., *box)]
-                return values if out is None else put(values, out)
+                return values if out is None else self._put(case, array, values, out)
         whole = out if channels is None else None
         values = read_box(self.store, self.task, case, array, box, whole)[:channels]
-        return values if out is None else put(values, out)
+        return values if out is None else self._put(case, array, values, out)
+
+    def _put(
+        self, case: str, array: str, values: npt.NDArray[Any], out: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
+        """Copy an array into its place, unless it lies there."""
+        if (values.shape, values.dtype) != (out.shape, out.dtype):
+            # numpy would stretch a single channel over all of them.
+            raise UserError(
+                f"{self.store / self.task / 'cases' / case / array}: gives {values.dtype} "
+                f"{values.shape}, by the manifest it should be {out.dtype} {out.shape}: run 'mvl "
+                f"verify --store {self.store}'; was the case copied from another store?"
+            )
+        if not np.may_share_memory(values, out):
+            out[...] = values
+        return out
 
     def _key(self, case: str, array: str, channels: int | None) -> str:
         assert self.manifest is not None, "a cache needs the task's manifest"
         checksum = self.manifest.cases[case].arrays[array][:16]
         return f"{self.task}.{case}.{array}.{checksum}" + f".first{channels}" * bool(channels)
-
-
-def put(values: npt.NDArray[Any], out: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Copy an array into one of the same shape and dtype, unless it lies there; returns that.
-
-    Raises:
-        ValueError: shape or dtype differ.
-    """
-    if (values.shape, values.dtype) != (out.shape, out.dtype):
-        # numpy would stretch a single channel over all of them.
-        raise ValueError(
-            f"is {values.dtype} {values.shape}, the place for it {out.dtype} {out.shape}"
-        )
-    if not np.may_share_memory(values, out):
-        out[...] = values
-    return out

@@ -19,7 +19,7 @@ Batch = dict[str, Any]
 # Shape and dtype of each tensor of a sample, by its name.
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 # Cases that are on their way from a store far away while they are gone through one by one.
-IN_SIGHT = 4
+IN_TURN = 4
 # Image and label of a case by DataConfig.resolution.
 ARRAYS_OF = {"grid": ("image", "label"), "spaced": ("image_spaced", "label_spaced")}
 
@@ -132,7 +132,7 @@ class CaseDataset(Dataset[Batch]):
     def in_turn(self, cases: Sequence[int]) -> Iterator[Batch]:
         """Items of some cases, by index; a store far away sends the next ones meanwhile."""
         for number, case in enumerate(cases):
-            self.ahead([Item(each) for each in cases[number : number + IN_SIGHT]])
+            self.ahead([Item(each) for each in cases[number : number + IN_TURN]])
             yield self[Item(case)]
 
 

@@ -91,7 +91,7 @@ class NodeCache:
             if known is None or known[0] != number:
                 known = number, _mapped(path)
                 self._mapped[key] = known
-        except FileNotFoundError:
+        except OSError:  # not there, or the folder cannot be used, which `array` tells
             # An evicted file takes memory for as long as it is mapped.
             self._mapped.clear()
             return None

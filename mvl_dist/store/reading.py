@@ -160,9 +160,13 @@ def read_in_place(
 # A case is asked for in every epoch, and never changes its encoding.
 @functools.lru_cache(maxsize=2**16)
 def stored_bytes(store: Path, task: str, case: str, array: str) -> int:
-    """Bytes of the file of an array that is one chunk; 0 if it is not there."""
-    file = store / task / "cases" / case / array / chunk_file(array)
-    return file.stat().st_size if file.exists() else 0
+    """Bytes of the file of an array that is one chunk; 0 where that cannot be told: who reads it
+    will say why.
+    """
+    try:
+        return (store / task / "cases" / case / array / chunk_file(array)).stat().st_size
+    except OSError:
+        return 0
 
 
 def begin_reading(
@@ -267,7 +271,7 @@ def read_parts(
         with _unreadable_is_a_user_error(store, path, case):
             document = (path / DOCUMENT).read_bytes()
             layout = parse_sharded(document)
-        if math.prod(layout.shape[:-3]) == 1:
+        if len(layout.shape) >= 3 and math.prod(layout.shape[:-3]) == 1:
             return layout.shape, layout.dtype, _layers(store, task, case, array, layout)
     whole = read_array(store, task, case, array, own=True)
     return whole.shape, whole.dtype.name, iter([whole])
