@@ -1,6 +1,7 @@
 """Arrays of one chunk, read without Zarr: what Zarr reads, and nothing that it would make up."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,6 @@ def read(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def stored(folder: Path) -> Path:
-    """An array that blosc is told not to compress, of more than is read at once."""
-    values = np.random.default_rng(2).standard_normal((3, 100, 1000)).astype(np.float16)
-    codec = BloscCodec(cname="lz4", typesize=2, clevel=0)
-    return write(folder, values, compressors=[codec, Crc32cCodec()])
-
-
 @pytest.mark.parametrize("dtype", ["float16", "uint8", "uint16"])
 @pytest.mark.parametrize("separator", ["/", "."])
 def test_it_reads_what_zarr_reads(read: Any, dtype: str, separator: str, tmp_path: Path) -> None:
@@ -69,9 +63,29 @@ def test_a_lost_chunk_is_an_error_and_not_zeros(read: Any, tmp_path: Path) -> No
         read(folder)
 
 
-@pytest.mark.parametrize("byte", [0, 30, -1])
-def test_a_flipped_bit_is_an_error(read: Any, byte: int, tmp_path: Path) -> None:
-    folder = write(tmp_path / "a")
+def stored(folder: Path) -> Path:
+    """An array that blosc is told not to compress, of more than is read at once."""
+    values = np.random.default_rng(2).standard_normal((3, 10, 100, 100)).astype(np.float16)
+    codec = BloscCodec(cname="lz4", typesize=2, clevel=0)
+    return write(folder, values, compressors=[codec, Crc32cCodec()])
+
+
+@pytest.mark.parametrize(
+    ("make", "byte"),
+    [
+        (write, 0),
+        (write, 30),
+        (write, -1),
+        (stored, 0),
+        (stored, 20),
+        (stored, 599_999),
+        (stored, -1),
+    ],
+)
+def test_a_flipped_bit_is_an_error(
+    read: Any, make: Callable[[Path], Path], byte: int, tmp_path: Path
+) -> None:
+    folder = make(tmp_path / "a")
     file = folder / "c/0/0/0/0"
     data = bytearray(file.read_bytes())
     data[byte] ^= 1
@@ -112,26 +126,15 @@ def test_another_encoding_is_an_error(read: Any, layout: dict[str, Any], tmp_pat
 
 def test_what_is_not_compressed_is_read_too(read: Any, tmp_path: Path) -> None:
     folder = stored(tmp_path / "a")
-    out = np.empty((3, 100, 1000), np.float16)
+    out = np.empty((3, 10, 100, 100), np.float16)
     assert read(folder, out) is out
     np.testing.assert_array_equal(out, zarr.open_array(folder, mode="r")[...])
-
-
-@pytest.mark.parametrize("byte", [0, 20, 599_999, -1])
-def test_a_flipped_bit_in_it_is_an_error(read: Any, byte: int, tmp_path: Path) -> None:
-    folder = stored(tmp_path / "a")
-    file = folder / "c/0/0/0"
-    data = bytearray(file.read_bytes())
-    data[byte] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ValueError, match="crc32c"):
-        read(folder)
 
 
 @pytest.mark.parametrize("size", [0, 3, 19, 600_000])
 def test_a_truncated_file_is_an_error(read: Any, size: int, tmp_path: Path) -> None:
     folder = stored(tmp_path / "a")
-    file = folder / "c/0/0/0"
+    file = folder / "c/0/0/0/0"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(ValueError, match="crc32c" if size else "not of the size"):
         read(folder)
