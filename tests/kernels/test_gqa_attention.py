@@ -13,7 +13,9 @@ from tests.kernels.attention_cases import SMALL, fewer, tiles
 from tests.kernels.checking import (
     DTYPES,
     HALVES,
+    LARGEST_ERROR,
     Draw,
+    as_double,
     check,
     kept_bytes,
     on_gpu,
@@ -45,7 +47,7 @@ def test_the_reference_is_the_attention_of_transformers() -> None:
 
 @fewer
 @given(
-    st.integers(1, 2), st.integers(1, 90), st.integers(1, 2), st.integers(1, 4),
+    st.integers(1, 2), st.integers(2, 90), st.integers(1, 2), st.integers(1, 4),
     st.sampled_from(gqa_attention.HEAD_SIZES), st.sampled_from(DTYPES), st.integers(0, 2**32),
 )  # fmt: skip
 def test_the_kernel_is_attention_in_float64(
@@ -53,6 +55,19 @@ def test_the_kernel_is_attention_in_float64(
 ) -> None:
     with tiles(*SMALL):
         check(gqa_attention, *drawn(seed, dtype, batch, length, kv_heads, group, size))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_that_is_alone_attends_to_itself(dtype: torch.dtype) -> None:
+    """Its probability is 1 whatever q and k are: their gradients are 0."""
+    q, k, v = drawn(5, dtype, 2, 1, 2, 3, 64)
+    with tiles(*SMALL), poisoned():
+        o, dq, dk, dv = results(gqa_attention.triton_fused, q, k, v)
+    exact = results(gqa_attention.reference, *map(as_double, (q, k, v)))
+    assert torch.equal(o, v.detach().repeat_interleave(3, 2))
+    assert relative_error(dv, exact[3]) < LARGEST_ERROR[dtype]
+    # What cancels is of the order of 1, and is summed in float32.
+    assert max(dq.abs().max(), dk.abs().max()) < 1e-5
 
 
 def test_the_tile_that_comes_first_is_attention_too() -> None:
