@@ -89,7 +89,10 @@ def _run(
     """Run jobs; collect bad cases in the report or stop at the first. Returns the good ones."""
     good = []
     workers = options.workers or default_workers()
-    for outcome in run_cases(work, jobs, workers, f"{report.task}: {what}", pool=pool):
+    # Else one core would be left alone with a large case at the end; and what does not fit into
+    # memory fails in the first minute.
+    largest_first = sorted(jobs, key=lambda job: -_bytes_of(job.pair.image))
+    for outcome in run_cases(work, largest_first, workers, f"{report.task}: {what}", pool=pool):
         if outcome.bad and not options.skip_bad:
             raise UserError(
                 f"{report.task}: case {outcome.name}: {outcome.bad}, or leave the case out with "
@@ -102,6 +105,13 @@ def _run(
         report.raw_bytes += outcome.raw_bytes
         good.append(outcome)
     return good
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # whoever reads it says why
+        return 0
 
 
 def _ct_statistics(

@@ -51,6 +51,20 @@ def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_the_largest_case_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_tiny(tmp_path)
+    for case, depth in ((CASES[5], 30), (CASES[2], 20)):
+        shape = (8, 10, depth)
+        image = np.random.default_rng(0).normal(300, 30, shape).astype(np.int16)
+        write_nifti(folder / "imagesTr" / f"{case}.nii.gz", image)
+        write_nifti(folder / "labelsTr" / f"{case}.nii.gz", np.ones(shape, np.uint8))
+    seen = []
+    work = convert.convert
+    monkeypatch.setattr(convert, "convert", lambda job: seen.append(job.pair.name) or work(job))
+    convert_tiny(folder, tmp_path / "s")
+    assert (seen[:2], sorted(seen)) == ([CASES[5], CASES[2]], list(CASES))
+
+
 def test_a_touched_file_is_compared_by_its_checksum(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path)
     convert_tiny(folder, tmp_path / "s")
