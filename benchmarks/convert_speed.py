@@ -3,10 +3,10 @@
     python -m benchmarks.convert_speed [--quick] [--data DIR] [--scratch DIR] [--json FILE]
 
 Tasks: Task04_Hippocampus of --data if it is there, and drawn ones of real sizes (benchmarks/
-msd_sizes.py), which are made once below --scratch. Both sides get the same files, two processes and
-a warm page cache; they take turns within a round. A ratio is of the bytes that gunzip writes, a
-second: 0.5 is half of gunzip's rate. It is given by the clock and by CPU time (with all children),
-which other work on the machine disturbs less.
+msd_sizes.py), which are made once below --scratch. Both sides get the same files, two processes
+(one to verify) and, but where it says cold, a warm page cache; they take turns within a round. A
+ratio is of the bytes that gunzip writes, a second: 0.5 is half of gunzip's rate. It is given by the
+clock and by CPU time (with all children), which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.data_path.disk import forget
 from benchmarks.msd_sizes import BRAIN, CT, LARGEST_CT, write_task
 from data_prep.convert import ConvertOptions, convert_task
 from data_prep.source import Pair, list_pairs
@@ -89,11 +90,11 @@ def zlib_in_workers(pairs: list[Pair]) -> tuple[int, Spent]:
     return sum(size for size, _ in done), Spent(wall, sum(spent.cpu for _, spent in done))
 
 
-def each(command: str, paths: list[Path]) -> None:
-    """Run a command on each file, two at a time, its output thrown away."""
+def each(command: str, paths: list[Path], processes: int = WORKERS) -> None:
+    """Run a command on each file, or on all of them in one process; its output is thrown away."""
     lines = "\0".join(map(str, paths))
-    run = ["xargs", "-0", "-n1", f"-P{WORKERS}", "sh", "-c", f'{command} "$0" > /dev/null']
-    subprocess.run(run, input=lines, text=True, check=True)
+    run = ["xargs", "-0", f"-P{processes}", *(["-n1"] if processes > 1 else []), *command.split()]
+    subprocess.run(run, input=lines, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
 def convert(folder: Path, store: Path) -> None:
@@ -127,9 +128,14 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
             "convert": timed(lambda: convert(folder, store)),
         }
         stored = [path for path in store.rglob("*") if path.is_file()]
-        row["sha256sum"] = timed(lambda s=stored: each("sha256sum", s))
-        row["cat"] = timed(lambda s=stored: each("cat", s))
-        row["verify"] = timed(lambda: verify_task(store, folder.name, WORKERS))
+        # In one process, which starts no others.
+        row["sha256sum"] = timed(lambda s=stored: each("sha256sum", s, 1))
+        row["verify"] = timed(lambda: verify_task(store, folder.name, 1))
+        row["verify --decode"] = timed(lambda: verify_task(store, folder.name, 1, decode=True))
+        forget(stored, everything=False)
+        row["cat, cold"] = timed(lambda s=stored: each("cat", s, 1))
+        forget(stored, everything=False)
+        row["verify, cold"] = timed(lambda: verify_task(store, folder.name, 1))
         rows.append(row)
 
     def middle(what: str, clock: str) -> float:
@@ -138,29 +144,25 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
     def ratio(base: str, ours: str, clock: str) -> float:
         """Base's time over ours, without the start of our processes, which no data lengthens."""
         return statistics.median(
-            getattr(row[base], clock)
-            / max(getattr(row[ours], clock) - getattr(row["start"], clock), 1e-3)
+            getattr(row[base], clock) / (getattr(row[ours], clock) - getattr(row["start"], clock))
             for row in rows
         )
 
     size = sum(path.stat().st_size for path in stored)
     with contextlib.redirect_stderr(io.StringIO()):
-        arrays = verify_task(store, folder.name, WORKERS)[2]
+        arrays = verify_task(store, folder.name, 1, decode=True).decoded
     print(f"\n{folder.name}: {len(pairs)} cases, {raw / 1e6:.0f} MB gunzipped, ", end="")
     print(f"{size / 1e6:.0f} MB stored ({arrays / 1e6:.0f} MB of arrays)")
     for what in rows[0]:
-        print(f"  {what:10s} {middle(what, 'wall'):7.2f} s, {middle(what, 'cpu'):7.2f} s of CPU")
+        print(f"  {what:15s} {middle(what, 'wall'):7.2f} s, {middle(what, 'cpu'):7.2f} s of CPU")
     ratios = {
-        f"{name}_{clock}": ratio(base, ours, clock)
-        for name, base, ours in (
-            ("convert_vs_zlib", "zlib", "convert"),
-            ("convert_vs_gunzip", "gunzip -c", "convert"),
-            ("verify_vs_sha256sum", "sha256sum", "verify"),
-        )
+        f"convert_vs_{name}_{clock}": ratio(base, "convert", clock)
+        for name, base in (("zlib", "zlib"), ("gunzip", "gunzip -c"))
         for clock in ("wall", "cpu")
     }
-    ratios["verify_stored_mb_s"] = size / 1e6 / middle("verify", "wall")
-    ratios["verify_arrays_mb_s"] = arrays / 1e6 / middle("verify", "wall")
+    for what in ("sha256sum", "verify", "cat, cold", "verify, cold"):
+        ratios[f"{what.replace(', ', '_')}_mb_s"] = size / 1e6 / middle(what, "wall")
+    ratios["decoding_arrays_mb_s"] = arrays / 1e6 / middle("verify --decode", "wall")
     ratios["peak_gb_a_worker"] = peak_gb(folder, store)
     for name, value in ratios.items():
         print(f"  {name} {value:.2f}")

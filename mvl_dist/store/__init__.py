@@ -1,5 +1,6 @@
 """The Zarr store: its format, its only writer, its only reader."""
 
+from mvl_dist.store.file_sums import FileSums, sum_of
 from mvl_dist.store.format import (
     ARRAYS,
     MANIFEST,
@@ -46,6 +47,7 @@ __all__ = [
     "STORE_VERSION",
     "CaseArrays",
     "CaseInfo",
+    "FileSums",
     "Manifest",
     "Shape3D",
     "SpacedArrays",
@@ -68,6 +70,7 @@ __all__ = [
     "seal_holds",
     "sealed_json",
     "stored_bytes",
+    "sum_of",
     "task_names",
     "unpublished_names",
     "withdraw_manifest",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.store.encoding import blosc_settings, encode
+from mvl_dist.store.file_sums import write_summed
 from mvl_dist.store.format import DOCUMENT
-from mvl_dist.store.shard_writing import write_shard
+from mvl_dist.store.shard_writing import shard_parts
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,8 +30,8 @@ def write_array(
     chunk: Sequence[int],
     shard: Sequence[int] | None,
     separator: str,
-) -> None:
-    """Write an array into `folder`, which is made.
+) -> dict[str, dict[str, Any]]:
+    """Write an array into `folder`, which is made; returns the sums of its files (`FileSums`).
 
     An all-zero chunk is written too: a lost one could else pass for it.
 
@@ -48,8 +49,9 @@ def write_array(
     folder.mkdir()
     document = _document(values, chunk, shard, separator)
     (folder / DOCUMENT).write_text(json.dumps(document, indent=2))
+    sums: dict[str, dict[str, Any]] = {}
     if values.size == 0:
-        return
+        return sums
     steps = chunk if shard is None else shard
     places = itertools.product(
         *(range(-(-size // step)) for size, step in zip(values.shape, steps, strict=True))
@@ -57,12 +59,15 @@ def write_array(
     for place in places:
         box = (slice(n * step, (n + 1) * step) for n, step in zip(place, steps, strict=True))
         part = values[tuple(box)]
-        path = folder / separator.join(map(str, ("c", *place)))
+        name = separator.join(map(str, ("c", *place)))
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if shard is None:
-            path.write_bytes(b"".join(encode(np.ascontiguousarray(part))))
+            parts: Iterable[bytes] = encode(np.ascontiguousarray(part))
         else:
-            write_shard(path, part, shard, chunk)
+            parts = shard_parts(part, shard, chunk)
+        sums[name] = write_summed(path, parts)
+    return sums
 
 
 def _document(

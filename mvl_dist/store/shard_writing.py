@@ -1,4 +1,4 @@
-"""Writing a shard file, chunk by chunk.
+"""A shard file, chunk by chunk.
 
 Zarr's own writer copies a shard several times, which took as long as compressing it and three times
 its memory. Here one chunk is held at a time. What is written is Zarr's `sharding_indexed`: the
@@ -8,8 +8,7 @@ order) and its crc32c. Source: the Zarr v3 sharding codec, version 1.0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mvl_dist.store.encoding import checksum, encode
@@ -18,17 +17,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def write_shard(
-    path: Path, values: npt.NDArray[Any], shard: Sequence[int], chunk: Sequence[int]
-) -> None:
-    """Write one shard; every chunk of it is there, all-zero ones too.
+def shard_parts(
+    values: npt.NDArray[Any], shard: Sequence[int], chunk: Sequence[int]
+) -> Iterator[bytes]:
+    """The bytes of one shard, in order; every chunk of it is there, all-zero ones too.
 
     Args:
         values: what the shard holds; less than `shard` where the volume ends, and 0 there.
         shard: shape of the shard, multiples of `chunk`.
-
-    Raises:
-        OSError: the disk is full or not writable.
     """
     import numpy as np
 
@@ -36,18 +32,17 @@ def write_shard(
     held = np.empty(chunk, values.dtype)
     index = np.empty((*counts, 2), "<u8")
     offset = 0
-    with path.open("wb") as file:
-        for place in np.ndindex(*counts):
-            corner = [number * step for number, step in zip(place, chunk, strict=True)]
-            box = (slice(c, c + s) for c, s in zip(corner, chunk, strict=True))
-            inside = values[tuple(box)]
-            if inside.shape != held.shape:  # at the volume's end
-                held.fill(0)
-            held[tuple(map(slice, inside.shape))] = inside
-            data, crc = encode(held)
-            file.write(data)
-            file.write(crc)
-            index[place] = offset, len(data) + len(crc)
-            offset += len(data) + len(crc)
-        file.write(index.tobytes())
-        file.write(checksum(index.tobytes()))
+    for place in np.ndindex(*counts):
+        corner = [number * step for number, step in zip(place, chunk, strict=True)]
+        box = (slice(c, c + s) for c, s in zip(corner, chunk, strict=True))
+        inside = values[tuple(box)]
+        if inside.shape != held.shape:  # at the volume's end
+            held.fill(0)
+        held[tuple(map(slice, inside.shape))] = inside
+        data, crc = encode(held)
+        yield data
+        yield crc
+        index[place] = offset, len(data) + len(crc)
+        offset += len(data) + len(crc)
+    yield index.tobytes()
+    yield checksum(index.tobytes())

@@ -62,7 +62,8 @@ def write_case(
 
     Args:
         attributes: JSON-serialisable; stored as the case group's Zarr attributes together with
-            checksums of the arrays' values (key `arrays`) and of their zarr.json (`metadata`).
+            checksums of the arrays' values (key `arrays`), of their zarr.json (`metadata`) and of
+            their other files (`files`).
 
     Raises:
         UserError: the disk is full or not writable. Whatever was written is removed.
@@ -74,12 +75,14 @@ def write_case(
     try:
         with full_disk_is_a_user_error(store):
             partial.mkdir()
+            files = {}
             for key, values in named.items():
                 # In one folder, not in one an axis: each folder is an inode too.
                 separator = chunk_separator(key)
-                write_array(partial / key, values, *_chunk_and_shard(key, values.shape), separator)
-            content = {**attributes, "arrays": checksums, "metadata": array_metadata(partial)}
-            (partial / DOCUMENT).write_text(case_text(content))
+                layout = _chunk_and_shard(key, values.shape)
+                files[key] = write_array(partial / key, values, *layout, separator)
+            sums = {"arrays": checksums, "metadata": array_metadata(partial), "files": files}
+            (partial / DOCUMENT).write_text(case_text({**attributes, **sums}))
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)

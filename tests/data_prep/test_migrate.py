@@ -66,7 +66,8 @@ def test_a_migrated_store_is_sound_and_a_conversion_leaves_it_alone(
     other = read_case_attributes(tmp_path / "fresh", NAME, CASES[1])
     assert one is not None
     assert other is not None
-    assert one.keys() == other.keys()
+    # Checksums of the chunks' files would hide that one was damaged before.
+    assert one.keys() == other.keys() - {"files"}
     assert {key: one[key] for key in ("settings", "normalisation", "arrays", "metadata")} == {
         key: other[key] for key in ("settings", "normalisation", "arrays", "metadata")
     }

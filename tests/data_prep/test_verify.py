@@ -1,8 +1,11 @@
 import json
 import random
 import shutil
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -11,7 +14,7 @@ import zarr
 
 from data_prep import verify
 from mvl_dist.errors import UserError
-from mvl_dist.store import SEAL, read_manifest, seal_holds, write_manifest
+from mvl_dist.store import SEAL, case_text, read_manifest, seal_holds, write_manifest
 from tests.data_prep.tiny import CASES, NAME, convert_tiny, make_tiny
 
 
@@ -23,7 +26,7 @@ def store(tmp_path: Path) -> Path:
 
 def problems(store: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     status = verify.main(["--store", str(store), "--workers", "1"])
-    lines = [line for line in capsys.readouterr().out.splitlines() if "arrays read" not in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if " MB read" not in line]
     assert status == bool(lines)
     return lines
 
@@ -36,6 +39,73 @@ def flip(path: Path, rng: random.Random) -> None:
     content = bytearray(path.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(bytes(content))
+
+
+def reseal(case: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a case's zarr.json and seal it anew, as if it had been written so."""
+    attributes = json.loads((case / "zarr.json").read_bytes())["attributes"]
+    del attributes[SEAL]
+    change(attributes)
+    (case / "zarr.json").write_text(case_text(attributes))
+
+
+def test_files_are_summed_as_zlib_does(store: Path) -> None:
+    case = store / NAME / "cases" / CASES[0]
+    files = json.loads((case / "zarr.json").read_bytes())["attributes"]["files"]
+    found = {
+        str(path.relative_to(case)): {
+            "bytes": path.stat().st_size,
+            "crc32": f"{zlib.crc32(path.read_bytes()):08x}",
+        }
+        for path in case.rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    }
+    assert len(found) == 6
+    assert {
+        f"{array}/{name}": s for array, sums in files.items() for name, s in sums.items()
+    } == found
+
+
+def test_a_sound_store_is_decoded_only_where_that_is_asked_for(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main(["--store", str(store), "--workers", "1"]) == 0
+    assert "decoded" not in capsys.readouterr().out
+    case = store / NAME / "cases" / CASES[3]
+    label = case / "label_native" / "c" / "0" / "0" / "0"
+    shutil.copy(store / NAME / "cases" / CASES[3] / "label" / "c" / "0" / "0" / "0", label)
+    # As if it had been encoded wrongly: the file is the one that was written.
+    sums = {"bytes": label.stat().st_size, "crc32": f"{zlib.crc32(label.read_bytes()):08x}"}
+    reseal(case, lambda attributes: attributes["files"]["label_native"].update({"c/0/0/0": sums}))
+    assert problems(store, capsys) == []
+    assert verify.main(["--store", str(store), "--workers", "1", "--decode"]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if CASES[3] in line]
+    assert "label_native: " in line
+
+
+def test_a_case_without_sums_of_its_files_is_decoded(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = store / NAME / "cases" / CASES[0]
+    reseal(case, lambda attributes: attributes.pop("files"))
+    assert verify.main(["--store", str(store), "--workers", "1"]) == 0
+    assert " MB decoded: all as it was written" in capsys.readouterr().out
+    flip(case / "image" / "c" / "0" / "0" / "0" / "0", random.Random(4))
+    (line,) = problems(store, capsys)
+    assert f"case {CASES[0]}: image:" in line
+
+
+def test_bytes_behind_a_chunk_and_a_file_of_another_case_are_found(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = store / NAME / "cases"
+    with (cases / CASES[0] / "foreground_spaced" / "c.0.0").open("ab") as file:
+        file.write(b"\0")
+    shard = Path("image_spaced") / "c.0.0.0.0"
+    shutil.copy(cases / CASES[1] / shard, cases / CASES[2] / shard)
+    first, second = problems(store, capsys)
+    assert f"case {CASES[0]}: foreground_spaced:" in first
+    assert f"case {CASES[2]}: image_spaced: its checksum differs" in second
 
 
 def files_of_a_case(store: Path) -> list[str]:
