@@ -25,7 +25,8 @@ all channels together, in one shard file a case and array; above 512 chunks a fu
 Chunks are compressed with blosc-lz4, or stored as they are (blosc's level 0) where that saves less
 than a tenth; each, and each shard's index, is closed by a crc32c that every read checks. The
 zarr.json of a case and the manifest carry a checksum of themselves (mvl_dist/store/seal.py), and
-that of the case holds the checksums of its arrays' zarr.json.
+that of the case holds the checksums of its arrays' zarr.json and, if it was not written by an
+older program, size and CRC-32 of their other files (mvl_dist/store/file_sums.py).
 
 Version 1 had no arrays at the task's spacing and no such checksums; it still reads, and
 `mvl migrate` brings it to version 2.
