@@ -61,16 +61,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_writable(out: Path) -> None:
-    """Refuse a folder that cannot be written before anything slow starts.
+    """Refuse a folder that cannot be written before anything slow starts; makes none.
 
     Raises:
         UserError: it cannot be made, or takes no file.
     """
     try:
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f"{PARTIAL}{uuid.uuid4().hex[:8]}"
         probe.touch()
         probe.unlink()
+        for folder in missing:
+            folder.rmdir()
     except OSError as error:
         raise UserError(
             f"--out {out} cannot be written ({error.strerror}): choose another folder"
