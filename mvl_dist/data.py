@@ -18,8 +18,6 @@ from mvl_dist.tasks import Region
 Batch = dict[str, Any]
 # Shape and dtype of each tensor of a sample, by its name.
 Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-# Cases that are on their way from a store far away while they are gone through one by one.
-IN_TURN = 4
 # Image and label of a case by DataConfig.resolution.
 ARRAYS_OF = {"grid": ("image", "label"), "spaced": ("image_spaced", "label_spaced")}
 
@@ -107,9 +105,11 @@ class CaseDataset(Dataset[Batch]):
 
     def ahead(self, items: Sequence[Item]) -> None:
         """Say which items will be asked for soon; a store far away sends them meanwhile."""
+        self.reader.ahead([self.cases[item.case] for item in items], self._arrays())
+
+    def _arrays(self) -> dict[str, int | None]:
         image, label = ARRAYS_OF[self.resolution]
-        arrays = {image: number_of(self.channels), label: None}
-        self.reader.ahead([self.cases[item.case] for item in items], arrays)
+        return {image: number_of(self.channels), label: None}
 
     def put(self, item: Item, place: Mapping[str, torch.Tensor]) -> Batch:
         """Read a sample's tensors into their places; returns the rest of it."""
@@ -131,8 +131,8 @@ class CaseDataset(Dataset[Batch]):
 
     def in_turn(self, cases: Sequence[int]) -> Iterator[Batch]:
         """Items of some cases, by index; a store far away sends the next ones meanwhile."""
-        for number, case in enumerate(cases):
-            self.ahead([Item(each) for each in cases[number : number + IN_TURN]])
+        names = self.reader.in_turn([self.cases[case] for case in cases], self._arrays())
+        for case, _ in zip(cases, names, strict=True):
             yield self[Item(case)]
 
 

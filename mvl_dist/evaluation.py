@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mvl_dist.data import load_image, region_masks
+from mvl_dist.data import ARRAYS_OF, load_image, number_of, region_masks
 from mvl_dist.inference import model_logits
 from mvl_dist.label_resampling import resample_label
 from mvl_dist.labelling import region_logits
@@ -51,18 +52,34 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Seen(Prediction):
+    """A prediction just made.
+
+    Attributes:
+        logits, seconds: as an `Answer`'s.
+    """
+
+    logits: torch.Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a model marks in a case, and the labels to compare it with.
 
     Attributes:
         native: (R, D0, H0, W0) masks at the scan's own grid; `native_label` is untouched.
         grid: (R, D, H, W) masks at the store's grid.
+        logits: (1, R, D, H, W) float32 at the resolution of the model's input.
+        seconds: what they took: one forward pass at batch 1, or a sliding window.
     """
 
     native: Mask
     native_label: Labels
     grid: Mask
     grid_label: Labels
+    logits: torch.Tensor
+    seconds: float
 
 
 @torch.no_grad()
@@ -74,7 +91,11 @@ def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> Answer:
     """
     data, activation = plan.config.data, plan.config.model.activation
     image = load_image(plan.reader, case, data.channels, data.resolution)
+    started = time.monotonic()
     logits = model_logits(model, image, plan.recipe)
+    if logits.is_cuda:
+        torch.cuda.synchronize(logits.device)
+    seconds = time.monotonic() - started
     native_label = plan.reader.array(case, "label_native")
     native_logits = to_native(logits[0], native_label.shape)[None]
     native = (region_logits(native_logits, activation)[0] > 0).cpu().numpy()
@@ -88,7 +109,17 @@ def predict_case(model: torch.nn.Module, plan: Plan, case: str) -> Answer:
         native_label=native_label,
         grid=grid,
         grid_label=plan.reader.array(case, "label"),
+        logits=logits,
+        seconds=seconds,
     )
+
+
+def _in_turn(plan: Plan, cases: Iterable[str]) -> Iterator[str]:
+    """Cases, while a store far away sends what `predict_case` reads of the next ones."""
+    data = plan.config.data
+    image = ARRAYS_OF[data.resolution][0]
+    arrays = {image: number_of(data.channels), "label_native": None, "label": None}
+    return plan.reader.in_turn(list(cases), arrays)
 
 
 def evaluate_cases(
@@ -98,15 +129,15 @@ def evaluate_cases(
     *,
     split: str = "test",
     largest: Sequence[str] = (),
-    see: Callable[[Prediction], None] | None = None,
+    see: Callable[[Seen], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Metrics of each case and scored region.
 
     Args:
         model: gives logits (1, C, D, H, W) of an image (1, C, D, H, W); an ensemble does too.
         largest: regions that the model marks of which only the largest component is kept.
-        see: is shown each case's masks, for pictures; a large CT's take half a gigabyte, so none
-            are kept here.
+        see: is shown each case's masks and logits, for pictures; a large CT's take gigabytes, so
+            none are kept here.
 
     Returns:
         Rows that say what was scored (`task`, `model`, `fold`, `fraction`, `seed`, `split`, `case`,
@@ -125,7 +156,7 @@ def evaluate_cases(
         "split": split,
     }
     cleaned = [index for index, region in enumerate(plan.regions) if region.name in largest]
-    for case in cases:
+    for case in _in_turn(plan, cases):
         answer = predict_case(model, plan, case)
         for masks in (answer.native, answer.grid):
             for index in cleaned:
@@ -138,7 +169,7 @@ def evaluate_cases(
         if see is not None:
             label = torch.from_numpy(answer.native_label)
             reference = region_masks(label, plan.regions).bool().numpy()
-            see(Prediction(case, answer.native, reference))
+            see(Seen(case, answer.native, reference, answer.logits, answer.seconds))
     return rows
 
 
@@ -146,7 +177,7 @@ def largest_component_gains(model: torch.nn.Module, plan: Plan, cases: Iterable[
     """What keeping the largest component of each region that the model marks does to its Dice."""
     model.eval()
     gains = []
-    for case in cases:
+    for case in _in_turn(plan, cases):
         answer = predict_case(model, plan, case)
         for mask, region in zip(answer.native, plan.regions, strict=True):
             reference = np.isin(answer.native_label, region.labels)

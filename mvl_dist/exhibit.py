@@ -6,7 +6,6 @@ Nothing here decides a result. A training whose showcase cannot be made says so 
 from __future__ import annotations
 
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ import torch
 
 from mvl_dist.activations import activation_maps, has_maps
 from mvl_dist.data import ARRAYS_OF, load_image, region_masks
-from mvl_dist.evaluation import Prediction
-from mvl_dist.inference import model_logits
+from mvl_dist.evaluation import Seen
 from mvl_dist.patches import crop_around_reference
 from mvl_dist.plan import Plan
 from mvl_dist.showcase import (
@@ -42,8 +40,7 @@ class Exhibit:
 
     Attributes:
         calibration: region -> where (`all`, `box`) -> (bins, 3), see `reliability`.
-        forward_seconds: of the whole case's prediction (one forward pass at batch 1, or a sliding
-            window), copies to the device included.
+        forward_seconds: of the whole case's prediction, copies to the device included.
     """
 
     case: str
@@ -54,13 +51,10 @@ class Exhibit:
 
 
 @torch.no_grad()
-def of_case(model: torch.nn.Module, plan: Plan, prediction: Prediction) -> Exhibit:
-    """A case's masks packed, and the model's probabilities binned (one more prediction)."""
+def of_case(plan: Plan, prediction: Seen) -> Exhibit:
+    """A case's masks packed, and the model's probabilities binned."""
     data = plan.config.data
-    image = load_image(plan.reader, prediction.case, data.channels, data.resolution)
-    started = time.monotonic()
-    logits = model_logits(model, image, plan.recipe).cpu()
-    seconds = time.monotonic() - started
+    logits = prediction.logits.cpu()
     softmax = plan.config.model.activation == "softmax"
     probabilities = logits.softmax(1)[0, 1:] if softmax else logits.sigmoid()[0]
     label = torch.from_numpy(plan.reader.array(prediction.case, ARRAYS_OF[data.resolution][1]))
@@ -73,7 +67,7 @@ def of_case(model: torch.nn.Module, plan: Plan, prediction: Prediction) -> Exhib
             region.name: reliability(probabilities[index], target[index])
             for index, region in enumerate(plan.regions)
         },
-        seconds,
+        prediction.seconds,
     )
 
 

@@ -44,6 +44,7 @@ LAYERS = [
     {"scans", "prediction"},
     {"prediction_files", "model_card", "monai_transforms"},
     {"bundle"},
+    {"held_out"},
     {"training"},
     {"launch"},
     {"study"},

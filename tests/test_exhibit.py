@@ -73,7 +73,7 @@ def test_masks_are_those_that_are_scored(phantom_store: Path) -> None:
     model = build(plan.recipe, None).eval()
     seen: list[Exhibit] = []
     rows = evaluate_cases(
-        model, plan, plan.split.test, see=lambda case: seen.append(of_case(model, plan, case))
+        model, plan, plan.split.test, see=lambda case: seen.append(of_case(plan, case))
     )
     (shown,) = seen
     dice = {row["region"]: row["dice"] for row in rows}

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import torch
 
 from mvl_dist import cache_folder, case_reader, store
 from mvl_dist.case_reader import CaseReader
-from mvl_dist.config import DataConfig
+from mvl_dist.config import DataConfig, smoke
 from mvl_dist.data import CaseDataset, Item, RankBatches
 from mvl_dist.errors import UserError
+from mvl_dist.evaluation import evaluate_cases
 from mvl_dist.loading import BatchLoader
 from mvl_dist.node_cache import NodeCache
 from mvl_dist.patches import PatchDataset
 from mvl_dist.place import StorePlace, store_place
+from mvl_dist.plan import make_plan
 from mvl_dist.store import far_array, objects
 from tests.object_server import ObjectServer, object_server
 from tests.object_store.places import CASES, TASK, in_environment, key, loader
@@ -134,6 +137,48 @@ def test_cases_gone_through_one_by_one_come_several_at_once(
             seen, most_at_once = slow.taken()
     assert len(seen) == 2 * CASES + 2
     assert most_at_once == 2 * 4 + 2  # four cases of two files, and what these are
+
+
+class Bright(torch.nn.Module):
+    """Marks what is bright."""
+
+    def __init__(self, regions: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.regions = regions
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image[:, :1].expand(-1, self.regions, -1, -1, -1) - 0.5
+
+
+def test_an_evaluation_is_sent_the_next_cases_while_it_scores_one(
+    phantom_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = smoke()
+    model = replace(config.model, name="vit_baseline")
+    with object_server(latency_s=0.3) as slow:
+        for _ in in_environment(slow, monkeypatch):
+            slow.upload(phantom_store / TASK, "score-bucket", f"{TASK}/", at_once=16)
+            near, far = (
+                make_plan(
+                    replace(
+                        config,
+                        model=model,
+                        data=replace(config.data, store=place, task=TASK, grid=(16, 16, 16)),
+                    )
+                )
+                for place in (phantom_store, store_place("s3://score-bucket"))
+            )
+            cases = sorted(near.manifest.cases)
+            slow.taken()
+            there, here = (
+                evaluate_cases(Bright(len(plan.regions)), plan, cases) for plan in (near, far)
+            )
+            seen, most_at_once = slow.taken()
+    assert repr(here) == repr(there)  # some are not a number
+    # Image, label, the label as acquired and what this is; once, what image and label are.
+    assert len(seen) == 4 * CASES + 2
+    assert most_at_once == 4 * 4 + 2
 
 
 @pytest.mark.parametrize(("at_a_time", "shards"), [(10**9, 2 * CASES), (1, 1), (0, 0)])

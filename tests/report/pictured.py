@@ -61,7 +61,7 @@ def _log(output: Path, uri: str, run: StudyRun, store: Path) -> None:
         model,
         plan,
         (*plan.split.test, *plan.split.validation),
-        see=lambda prediction: exhibits.append(exhibit.of_case(model, plan, prediction)),
+        see=lambda prediction: exhibits.append(exhibit.of_case(plan, prediction)),
     )
 
     def finish(tracker: Tracker, folder: Path) -> None:
