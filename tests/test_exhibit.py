@@ -71,11 +71,14 @@ def test_masks_are_those_that_are_scored(phantom_store: Path) -> None:
     data = replace(config.data, store=phantom_store, task="91", grid=(16, 16, 16))
     plan = make_plan(replace(config, data=data, model=replace(config.model, name="vit_baseline")))
     model = build(plan.recipe, None).eval()
+    calls: list[object] = []
+    model.register_forward_hook(lambda *_: calls.append(_))
     seen: list[Exhibit] = []
     rows = evaluate_cases(
         model, plan, plan.split.test, see=lambda case: seen.append(of_case(plan, case))
     )
     (shown,) = seen
+    assert len(calls) == len(plan.split.test)  # a sliding window over a CT takes minutes
     dice = {row["region"]: row["dice"] for row in rows}
     pairs = zip(plan.regions, shown.predicted.masks(), shown.reference.masks(), strict=True)
     for region, predicted, reference in pairs:
