@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GRID_ARRAYS = ("image", "label")
-# What shrank so far is decoded as fast as it is copied: 0.4 ms instead of 0.3 ms out of the cache
-# for a 128^3 label, which to keep there costs 1 ms and its decoded size.
-SHRUNK = 8
 # Cases that are on their way from a store far away while they are gone through one by one.
 IN_TURN = 4
+# What shrank so far is decoded in 0.4 ms (a 128^3 label) and copied out of the cache in 0.2, which
+# to lay it there (0.9 ms) is not worth; but without its zeros it is (0.3 and 0.15).
+SHRUNK = 8
 # Decoded bytes of arrays at the task's spacing that are fetched whole before they are asked for;
 # of a larger one, one at a time. A liver's CT is 250 MB.
 BYTES_AHEAD = 600_000_000
@@ -123,25 +123,39 @@ class CaseReader:
         elif self.at_hand(case, array, channels):
             values = read_in_place(self.store, self.task, case, array, out)
         else:
-            values = self.cache.array(self._key(case, array, channels), load)
+            # Those at the task's spacing are cut from: they must be mapped.
+            holes = array not in SHARDED_ARRAYS
+            dense = not self._soon_decoded(case, array)
+            values = self.cache.array(self._key(case, array, channels), load, out, holes, dense)
         return values if out is None else self._put(case, array, values, out)
 
     def at_hand(self, case: str, array: str, channels: int | None = None) -> bool:
         """Whether an array is read where it lies each time, for the cache would gain nothing.
 
         So it is on a disk of this node, whose page cache all processes share, if the array lies
-        there as it is or shrank to next to nothing.
+        there as it is.
 
         Args:
             channels: as for `array`; a part of a file's would be read with the rest each time.
         """
-        if isinstance(self.store, RemotePlace) or array not in GRID_ARRAYS or channels is not None:
-            return False
+        share = self._share_stored(case, array)
+        return channels is None and share is not None and share >= 1
+
+    def _soon_decoded(self, case: str, array: str) -> bool:
+        """Whether an array lies on a disk of this node and shrank to next to nothing."""
+        share = self._share_stored(case, array)
+        return share is not None and share <= 1 / SHRUNK
+
+    def _share_stored(self, case: str, array: str) -> float | None:
+        """Bytes of the file of an array on the grid over its decoded ones; None if that does not
+        lie on a disk of this node.
+        """
+        if isinstance(self.store, RemotePlace) or array not in GRID_ARRAYS:
+            return None
         if self.manifest is None or not on_own_disk(self.store):
-            return False
+            return None
         stored = stored_bytes(self.store, self.task, case, array)
-        decoded = self.manifest.nbytes(case, array)
-        return stored >= decoded or 0 < stored <= decoded // SHRUNK
+        return stored / self.manifest.nbytes(case, array)
 
     def box(
         self,

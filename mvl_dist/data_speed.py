@@ -107,13 +107,9 @@ def report(store: StorePlace, task: str, workers: int) -> list[str]:
         f"  {loader:13}  {speed.samples_per_s:.0f} samples/s from the store, "
         f"{max(speed.lost_ms(cores), 0):.2f} ms a case beyond these parts; first batch after "
         f"{speed.first_batch_s:.1f} s",
-        f"  cache          {speed.cached_per_s:.0f} samples/s from the second epoch on; "
-        + (
-            f"it wants {sum(sizes) / 1e9:.3g} GB, {place.folder} holds {cached_bytes / 1e9:.3g} GB "
-            f"of at most {place.capacity / 1e9:.3g} GB"
-            if sizes
-            else "it keeps nothing: the system's page cache has the cases as they are needed"
-        ),
+        f"  cache          {speed.cached_per_s:.0f} samples/s from the second epoch on; it wants "
+        f"{sum(sizes) / 1e9:.3g} GB, {place.folder} holds {cached_bytes / 1e9:.3g} GB of at "
+        f"most {place.capacity / 1e9:.3g} GB",
         f"  bounded by     {speed.verdict(cores)}",
         "  in a training  MLflow has each step's data_wait_ms and each epoch's data_wait_share",
     ]

@@ -3,7 +3,7 @@
     FOLDER/                    of one user and one store, in /dev/shm or on node-local scratch
       users                    every process that keeps the folder alive holds a shared lock on it
       room                     how many bytes the folder holds, at most; locked while room is made
-      KEY.npy                  an array, whole
+      KEY.npy                  an array, whole (mvl_dist/cached_file.py)
       .partial-KEY             an array that is being filled, locked by who fills it
 
 Locks are flock's: the kernel releases them when their holder dies, however it dies. A file is
@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
-import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvl_dist.files import PARTIAL, mapped
+from mvl_dist.cached_file import Hollow, known_of, most, pieces, taken
+from mvl_dist.files import PARTIAL
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -45,13 +44,22 @@ class NodeCache:
         self.folder, self.capacity = folder, capacity
         # Mapping a file and touching its pages costs more than copying it (1.1 ms against 0.5 ms
         # for 4 MB), so this process keeps its mappings, each with the number of its file.
-        self._mapped: dict[str, tuple[int, npt.NDArray[Any]]] = {}
+        self._known: dict[str, tuple[int, npt.NDArray[Any] | Hollow]] = {}
+        # Those that are not worth keeping.
+        self._dense: set[str] = set()
         self._told = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NodeCache, (self.folder, self.capacity)
 
-    def array(self, key: str, load: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def array(
+        self,
+        key: str,
+        load: Callable[[], npt.NDArray[Any]],
+        out: npt.NDArray[Any] | None = None,
+        holes: bool = False,
+        dense: bool = True,
+    ) -> npt.NDArray[Any]:
         """The array of a key, loaded by whichever process of the node asks first.
 
         What is written into it stays in this process. Where there is no room, and nothing that
@@ -59,13 +67,18 @@ class NodeCache:
 
         Args:
             key: names the content too (a checksum), for it is never asked whether it changed.
+            out: what to read it into where that saves a copy; the result may lie elsewhere.
+            holes: it is always read whole, so that its zeros need not be kept.
+            dense: else it is kept only if it is mostly zeros.
 
         Raises:
             Exception: whatever `load` raises; the next to ask loads anew.
         """
+        if key in self._dense:
+            return load()
         partial = self.folder / f"{PARTIAL}{key}"
         while True:
-            there = self.find(key)
+            there = self.find(key, out, holes)
             if there is not None:
                 return there
             try:
@@ -77,25 +90,32 @@ class NodeCache:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 # Else whoever held the lock has renamed it, or given up.
                 if is_at(file, partial):
-                    return self._fill(key, file, partial, load)
+                    return self._fill(key, file, partial, load, holes, dense)
             finally:
                 os.close(file)
 
-    def find(self, key: str) -> npt.NDArray[Any] | None:
-        """The array of a key if it is there; it becomes the one most recently used."""
+    def find(
+        self, key: str, out: npt.NDArray[Any] | None = None, holes: bool = False
+    ) -> npt.NDArray[Any] | None:
+        """The array of a key if it is there; it becomes the one most recently used.
+
+        Args:
+            out, holes: as for `array`.
+        """
         path = self._path(key)
         try:
             os.utime(path)
-            number = os.stat(path).st_ino  # noqa: PTH116 - a Path costs more than the call
-            known = self._mapped.get(key)
-            if known is None or known[0] != number:
-                known = number, _mapped(path)
-                self._mapped[key] = known
+            status = os.stat(path)  # noqa: PTH116 - a Path costs more than the call
+            known = self._known.get(key)
+            if known is None or known[0] != status.st_ino:
+                known = status.st_ino, known_of(path, status, holes)
+                self._known[key] = known
+            values = known[1]
+            return values.read(path, out) if isinstance(values, Hollow) else values
         except OSError:  # not there, or the folder cannot be used, which `array` tells
             # An evicted file takes memory for as long as it is mapped.
-            self._mapped.clear()
+            self._known.clear()
             return None
-        return known[1]
 
     def holds(self, key: str) -> bool:
         """Whether the array of a key is there; nothing is used by asking."""
@@ -103,23 +123,32 @@ class NodeCache:
 
     def fits(self, nbytes: int) -> bool:
         """Whether an array of so many bytes could ever be held."""
-        return nbytes + mmap.PAGESIZE <= self.capacity
+        return most(nbytes) <= self.capacity
 
     def held(self) -> int:
-        """Bytes of all files now."""
-        return sum(status.st_size for _, status in self._files())
+        """Bytes that all files take now."""
+        return sum(held for _, _, held in self._files())
 
     def _path(self, key: str) -> str:
         return f"{self.folder}/{key}{WHOLE}"
 
     def _fill(
-        self, key: str, file: int, partial: Path, load: Callable[[], npt.NDArray[Any]]
+        self,
+        key: str,
+        file: int,
+        partial: Path,
+        load: Callable[[], npt.NDArray[Any]],
+        holes: bool,
+        dense: bool,
     ) -> npt.NDArray[Any]:
         try:
             values = load()
             try:
-                if self._reserve(file, values):
-                    _write(file, values)
+                parts = pieces(values, holes)
+                if not (dense or parts.hollow):
+                    self._dense.add(key)
+                elif self._reserve(file, parts.nbytes):
+                    parts.write(file)
                     partial.rename(self._path(key))
             except OSError as error:
                 self._tell(error)
@@ -129,9 +158,8 @@ class NodeCache:
         # Mapped by who asks for it again: it is still warm here as it was loaded.
         return values
 
-    def _reserve(self, file: int, values: npt.NDArray[Any]) -> bool:
-        """Give a file its size and count it, if room can be made."""
-        size = len(_header(values)) + values.nbytes
+    def _reserve(self, file: int, size: int) -> bool:
+        """Give a file the size that it will take and count it, if room can be made."""
         with self._room() as (used, count):
             os.ftruncate(file, 0)  # left by who died while filling it
             if used + size > self.capacity >= size:  # else no eviction would help
@@ -160,24 +188,28 @@ class NodeCache:
     def _evict(self, size: int) -> int:
         """Remove the least recently used until so many bytes fit; return the bytes that remain."""
         files = self._files()
-        used = sum(status.st_size for _, status in files)
-        for path, status in sorted(files, key=lambda pair: pair[1].st_mtime_ns):
+        used = sum(held for _, _, held in files)
+        for path, _, held in sorted(files, key=lambda file: file[1]):
             if used + size <= self.capacity:
                 break
             # Whoever maps it keeps it; one that is being filled is not whole, and stays.
             if path.suffix == WHOLE:
                 path.unlink()
-                used -= status.st_size
+                used -= held
         return used
 
-    def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """Arrays, whole or being filled."""
+    def _files(self) -> list[tuple[Path, int, int]]:
+        """Arrays, whole or being filled, each with its time of use and the bytes that it takes."""
         found = []
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name.endswith(WHOLE) or entry.name.startswith(PARTIAL):
+                whole = entry.name.endswith(WHOLE)
+                if whole or entry.name.startswith(PARTIAL):
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
+                        status = entry.stat(follow_symlinks=False)
+                        # What is being filled has been given the size that it will take.
+                        held = taken(status) if whole else status.st_size
+                        found.append((Path(entry.path), status.st_mtime_ns, held))
         return found
 
     def _tell(self, error: OSError) -> None:
@@ -214,34 +246,3 @@ def is_at(file: int, path: Path) -> bool:
 def _all_written(written: int) -> None:
     if written != 20:
         raise OSError("short write")
-
-
-def _header(values: npt.NDArray[Any]) -> bytes:
-    import numpy as np
-
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(values))
-    )
-    return header.getvalue()
-
-
-def _write(file: int, values: npt.NDArray[Any]) -> None:
-    import numpy as np
-
-    flat: Any = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    os.lseek(file, 0, os.SEEK_SET)
-    # Not through a mapping: on a full tmpfs that is a SIGBUS, and this an error.
-    for part in (memoryview(_header(values)), memoryview(flat)):
-        while part:
-            part = part[os.write(file, part) :]
-
-
-def _mapped(path: str) -> npt.NDArray[Any]:
-    """An array mapped copy-on-write: torch would warn of one that cannot be written into."""
-    import numpy as np
-
-    with open(path, "rb") as file:  # noqa: PTH123 - a Path costs more than the call
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        return np.ndarray(shape, dtype, mapped(file.fileno()), file.tell())

@@ -14,38 +14,43 @@ from mvl_dist.node_cache import NodeCache
 from mvl_dist.store import CaseArrays, create_task_group, read_array, write_case
 
 
-def one_case_store(folder: Path, noise: bool) -> Path:
-    """A store with a case `c` whose image is noise, or smooth."""
-    image = np.random.default_rng(0).standard_normal((1, 16, 16, 16)).astype(np.float16)
+def one_case_store(folder: Path, noise: bool, size: int = 16, scattered: bool = False) -> Path:
+    """A store with a case `c` whose image is noise, or smooth; its label lies in one place, or in
+    every slice."""
+    image = np.random.default_rng(0).standard_normal((1, size, size, size)).astype(np.float16)
     image = image if noise else image.round()
-    label = np.zeros((16, 16, 16), np.uint8)
-    label[4:9, 4:9, 4:9] = 1
+    label = np.zeros((size, size, size), np.uint8)
+    label[:: 1 if scattered else size, 4:9, 4:9] = 1
     create_task_group(folder, "T")
     write_case(folder, "T", "c", CaseArrays(image, label, label), {})
     return folder
 
 
-def reader_of(store: Path, cache: Path) -> CaseReader:
+def reader_of(store: Path, cache: Path, size: int = 16) -> CaseReader:
     cache.mkdir()
     manifest = SimpleNamespace(
         cases={"c": SimpleNamespace(arrays={"image": "a" * 64, "label": "b" * 64})},
-        nbytes=lambda case, array: 16**3 * {"image": 2, "label": 1}[array],
+        nbytes=lambda case, array: size**3 * {"image": 2, "label": 1}[array],
     )
     return CaseReader(store, "T").through(NodeCache(cache, 10**6), manifest)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("scattered", [True, False])
 @pytest.mark.parametrize("noise", [True, False])
 @pytest.mark.parametrize("own", [True, False], ids=["this node's disk", "a network's"])
-def test_what_the_page_cache_holds_decoded_is_not_kept_twice(
-    own: bool, noise: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_the_page_cache_holds_as_good_as_decoded_is_not_kept_twice(
+    own: bool, noise: bool, scattered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mvl_dist.case_reader.on_own_disk", lambda path: own)
-    store = one_case_store(tmp_path / "s", noise)
-    reader = reader_of(store, tmp_path / "cache")
+    store = one_case_store(tmp_path / "s", noise, 32, scattered)
+    reader = reader_of(store, tmp_path / "cache", 32)
     for array in ("image", "label"):
         np.testing.assert_array_equal(reader.array("c", array), read_array(store, "T", "c", array))
     kept = {path.name.split(".")[2] for path in (tmp_path / "cache").glob("*.npy")}
-    assert kept == ({"image", "label"} if not own else set() if noise else {"image"})
+    # The label's file is next to nothing; without its zeros the label is too.
+    assert kept == {"image", "label"} - ({"image"} if own and noise else set()) - (
+        {"label"} if own and scattered else set()
+    )
 
 
 def test_what_is_kept_needs_no_store_any_more(

@@ -13,7 +13,7 @@ LAYERS = [
     {"errors"},
     {"files", "half", "machine", "place"},
     {"resample"},
-    {"journal"},
+    {"journal", "cached_file"},
     {"kernels"},
     {
         *("config", "tasks", "splits", "metrics", "losses", "provenance", "placement", "memory"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mvl_dist.cached_file import PAGE
 from mvl_dist.case_reader import CaseReader
 from mvl_dist.node_cache import NodeCache
 from mvl_dist.store import read_array, read_manifest
@@ -23,7 +24,7 @@ from mvl_dist.store import read_array, read_manifest
 Array = np.ndarray
 
 REPO = Path(__file__).resolve().parent.parent
-MB = 1_000_000
+MB = 2**20
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def megabyte(number: int) -> Array:
     """An array that its number decides, of a megabyte less its header."""
-    return np.random.default_rng(number).integers(0, 256, MB - 128, dtype=np.uint8)
+    return np.random.default_rng(number).integers(0, 256, MB - PAGE, dtype=np.uint8)
 
 
 def counted(folder: Path, number: int) -> Array:
@@ -119,14 +120,14 @@ def _never() -> Array:
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from mvl_dist import node_cache
+from mvl_dist import cached_file, node_cache
 from tests.test_node_cache import megabyte
-def half(file, values):
-    os.write(file, values.tobytes()[:1000])
+def half(pieces, file):
+    os.write(file, bytes(pieces.parts[0][1])[:1000])
     print("half", flush=True)
     signal.pause()
-node_cache._write = half
-node_cache.NodeCache(Path(sys.argv[1]), 2_000_000).array("0", lambda: megabyte(0))
+cached_file.Pieces.write = half
+node_cache.NodeCache(Path(sys.argv[1]), 2 * 2**20).array("0", lambda: megabyte(0))
 """
 
 
