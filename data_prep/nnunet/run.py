@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -114,13 +115,27 @@ def _run(command: Path, arguments: Sequence[str], layout: Layout) -> None:
     folders = {name: str((layout.output / name).resolve()) for name in (RAW, PREPROCESSED, RESULTS)}
     line = [str(command), *arguments]
     print(f"+ {command.name} {' '.join(arguments)}", flush=True)
-    code = subprocess.run(line, env={**os.environ, **folders}, check=False).returncode
+    with (
+        subprocess.Popen(line, env={**os.environ, **folders}) as process,
+        _passing_on_sigterm(process),
+    ):
+        code = process.wait()
     if code:
         how = f"status {code}" if code > 0 else f"signal {-code}"
         raise UserError(
             f"{command.name} on {layout.dataset} ended with {how}; its own message stands above: "
             "mend that and run the same command again, what was done is kept"
         )
+
+
+@contextmanager
+def _passing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Whoever ends this process means the command that it waits for, which would go on alone."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

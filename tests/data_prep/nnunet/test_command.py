@@ -1,6 +1,9 @@
 """`mvl nnunet`, from scans to a run beside ours."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,35 @@ def test_the_packages_planner_accepts_the_export_and_keeps_our_folds(tiny: Expor
     plans = json.loads((tiny.layout.preprocessed / "nnUNetPlans.json").read_text())
     assert "3d_fullres" in plans["configurations"]
     assert read_export(tiny.layout.raw / "mvl_export.json") == tiny.export
+
+
+WAITING = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from data_prep.nnunet.run import _run
+from mvl_dist.errors import UserError
+try:
+    _run(Path(sys.argv[1]), [sys.argv[2]], SimpleNamespace(output=Path("."), dataset="Dataset504"))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_whoever_ends_a_training_ends_the_packages_command_too(tmp_path: Path) -> None:
+    """As scancel of a step's first process, or a plain kill: it would train on alone."""
+    command, number = tmp_path / "nnUNetv2_train", tmp_path / "pid"
+    command.write_text('#!/bin/sh\necho $$ > "$1.part"; mv "$1.part" "$1"; exec sleep 60\n')
+    command.chmod(0o700)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(command), str(number)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while not number.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    said, _ = process.communicate(timeout=30)
+    assert "nnUNetv2_train on Dataset504 ended with signal 15" in said
+    assert not Path(f"/proc/{int(number.read_text())}").exists()
