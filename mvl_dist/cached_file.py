@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PAGE = mmap.PAGESIZE
-# Share of the pages that may be there for holes to be worth it: beyond it, copying out of a mapping
-# is faster than reading.
-_MOST_PAGES = 1 / 2
+# Share of the bytes that may be there for holes to be worth it: beyond it, copying out of a mapping
+# is faster than reading. A file of which less than the second is there has holes.
+_MOST, _HOLLOW = 0.55, 0.75
 # Before all pages of a large array are looked at, one in so many is.
 _EVERY = 16
 
@@ -68,10 +68,15 @@ def pieces(values: npt.NDArray[Any], holes: bool) -> Pieces:
     import numpy as np
 
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    parts = [(0, memoryview(_header(values)))]
-    for first, last in _runs(flat) if holes else [(0, flat.size)]:
-        parts.append((PAGE + first, memoryview(flat[first:last])))  # type: ignore[arg-type]
-    return Pieces(PAGE + flat.size, parts)
+
+    def of(runs: list[tuple[int, int]]) -> Pieces:
+        there = [(PAGE + first, memoryview(flat[first:last])) for first, last in runs]  # type: ignore[arg-type]
+        return Pieces(PAGE + flat.size, [(0, memoryview(_header(values))), *there])
+
+    hollow = of(_runs(flat)) if holes else None
+    if hollow is not None and hollow.nbytes <= _MOST * hollow.size:
+        return hollow
+    return of([(0, flat.size)])
 
 
 def _runs(flat: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
@@ -83,7 +88,7 @@ def _runs(flat: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
     pages = flat[:whole].view(np.uint64).reshape(-1, PAGE // 8)
     for step in (_EVERY, 1) if len(pages) > _EVERY**2 else (1,):
         there = np.bitwise_or.reduce(pages[::step], axis=1) != 0
-        if there.sum() > _MOST_PAGES * len(there):
+        if there.sum() > _MOST * len(there):
             return [(0, flat.size)]
     edges = np.flatnonzero(np.diff(there, prepend=False, append=False)) * PAGE
     runs = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
@@ -151,7 +156,7 @@ def known_of(path: str, status: os.stat_result, holes: bool) -> npt.NDArray[Any]
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         # A disk's file system may make any file look so: it is read then, not wrong but slower.
-        if holes and taken(status) < status.st_size * (1 + _MOST_PAGES) / 2:
+        if holes and taken(status) < _HOLLOW * status.st_size:
             return Hollow(shape, dtype)
         return np.ndarray(shape, dtype, mapped(file.fileno()), file.tell())
 

@@ -95,6 +95,24 @@ def test_what_is_only_worth_keeping_without_its_zeros_is_loaded_each_time_if_it_
     np.testing.assert_array_equal(cache.array("b", never, holes=True, dense=False), label())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_that_has_holes_is_mapped(seed: int, folder: Path) -> None:
+    rng = np.random.default_rng(seed)
+    cache = NodeCache(folder, 100 * MB)
+    mapped = 0
+    for number in range(40):
+        there = rng.random(int(rng.integers(1, 12))) < rng.random()
+        values = np.repeat(there.astype(np.uint8), PAGE)[: rng.integers(1, len(there) * PAGE + 1)]
+        cache.array(str(number), lambda values=values: values, holes=True)
+        status = (folder / f"{number}.npy").stat()  # before a mapping could fill holes
+        one, other = (cache.find(str(number), holes=True) for _ in range(2))
+        np.testing.assert_array_equal(one, values)
+        if one is other:
+            assert status.st_blocks * 512 >= status.st_size
+            mapped += 1
+    assert 0 < mapped < 40
+
+
 def test_one_that_parts_are_cut_of_is_kept_whole_and_mapped(folder: Path) -> None:
     cache = NodeCache(folder, 10 * MB)
     cache.array("a", label)
