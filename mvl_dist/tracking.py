@@ -9,6 +9,7 @@ all until then: nodes without a network need no server.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -65,7 +66,7 @@ def connect(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    from mlflow import MlflowClient  # 1.5 s, and only rank 0 needs it
+    from mlflow import MlflowClient  # 1.5 s, and mostly only rank 0 needs it
 
     if not uri.startswith("sqlite:///"):
         return MlflowClient(tracking_uri=uri)
@@ -341,6 +342,14 @@ def mark_failed(uri: str, run_id: str) -> None:
         Journal.end(Path(run_id), "FAILED")
     else:
         connect(uri).set_terminated(run_id, "FAILED")
+
+
+def fail_for_rank_0(folder: Path) -> None:
+    """`mark_failed` of a run's folder, by another rank; a server that is away stays unasked."""
+    about = RunFile.read(folder)
+    if about is not None:
+        with contextlib.suppress(Exception):
+            mark_failed(about.uri, about.run_id or str(folder))
 
 
 def sync(folder: Path) -> int:

@@ -18,7 +18,7 @@ from mvl_dist.errors import UserError
 from mvl_dist.held_out import score_best
 from mvl_dist.models import MODELS
 from mvl_dist.plan import Plan, with_batch_for
-from mvl_dist.tracking import open_command
+from mvl_dist.tracking import fail_for_rank_0, open_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,8 +46,8 @@ def train_and_test(plan: Plan, accelerator: Accelerator) -> FitResult:
         return result
     try:
         score_best(plan, folder, tracker, result)
-    except BaseException:
-        _close(tracker, "FAILED")
+    except BaseException as error:
+        _fail(tracker, folder, error)
         raise
     _close(tracker, "FINISHED")
     distributed.say(
@@ -136,8 +136,8 @@ def _train(plan: Plan, accelerator: Accelerator, key: str) -> tuple[Path, AnyTra
     _configure_kernels(config.kernels, accelerator, tracker)
     try:
         result = Trainer(plan, engine, folder, tracker, donor_names, checksum).fit()
-    except BaseException:
-        _close(tracker, "FAILED")
+    except BaseException as error:
+        _fail(tracker, folder, error)
         raise
     return folder, tracker, result
 
@@ -228,6 +228,18 @@ def _describe(
     for name in ("config.yaml", "split.json", "run.json"):
         tracker.artifact(folder / name)
     tracker.flush()  # a study finds the run by its tags, however early it dies
+
+
+def _fail(tracker: AnyTracker, folder: Path, error: BaseException) -> None:
+    """Have MLflow say that the run failed.
+
+    A rank that meets a user's mistake alone, as a damaged case, ends the launch; rank 0 has no time
+    to say so then.
+    """
+    if distributed.env_rank() == 0:
+        _close(tracker, "FAILED")
+    elif isinstance(error, UserError):
+        fail_for_rank_0(folder)
 
 
 def _close(tracker: AnyTracker, status: Status) -> None:

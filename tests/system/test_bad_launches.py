@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from mvl_dist.splits import make_split
 from mvl_dist.store import read_manifest
@@ -106,6 +107,9 @@ def test_a_corrupt_case_is_named_whichever_rank_meets_it(
     assert str(case) in line
     assert "mvl verify" in line
     assert line.endswith(f"or train without it: --leave-out {case.name}")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    (run,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert run.info.status == "FAILED"
 
 
 @pytest.fixture
