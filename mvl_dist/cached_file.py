@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 PAGE = mmap.PAGESIZE
 # Share of the bytes that may be there for holes to be worth it: beyond it, copying out of a mapping
 # is faster than reading. A file of which less than the second is there has holes.
-_MOST, _HOLLOW = 0.55, 0.75
-# Before all pages of a large array are looked at, one in so many is.
-_EVERY = 16
+MOST_OF_HOLLOW, _HOLLOW = 0.55, 0.75
+# Before all pages of a large array are looked at, one in so many is: not always in the same rows,
+# as of a 128^3 label, whose slices are four pages, one in 16 would be.
+_EVERY = 17
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Pieces:
         return sum(-(-len(part) // PAGE) * PAGE for _, part in self.parts)
 
     def write(self, file: int) -> None:
-        """Write all of it into an empty file.
+        """Write all of it into a file that holds nothing.
 
         Raises:
             OSError: no room.
@@ -74,7 +75,7 @@ def pieces(values: npt.NDArray[Any], holes: bool) -> Pieces:
         return Pieces(PAGE + flat.size, [(0, memoryview(_header(values))), *there])
 
     hollow = of(_runs(flat)) if holes else None
-    if hollow is not None and hollow.nbytes <= _MOST * hollow.size:
+    if hollow is not None and hollow.nbytes <= MOST_OF_HOLLOW * hollow.size:
         return hollow
     return of([(0, flat.size)])
 
@@ -88,7 +89,7 @@ def _runs(flat: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
     pages = flat[:whole].view(np.uint64).reshape(-1, PAGE // 8)
     for step in (_EVERY, 1) if len(pages) > _EVERY**2 else (1,):
         there = np.bitwise_or.reduce(pages[::step], axis=1) != 0
-        if there.sum() > _MOST * len(there):
+        if there.sum() > MOST_OF_HOLLOW * len(there):
             return [(0, flat.size)]
     edges = np.flatnonzero(np.diff(there, prepend=False, append=False)) * PAGE
     runs = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

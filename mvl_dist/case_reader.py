@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mvl_dist.cached_file import MOST_OF_HOLLOW
 from mvl_dist.errors import UserError
 from mvl_dist.machine import on_own_disk
 from mvl_dist.node_cache import NodeCache
@@ -141,6 +142,14 @@ class CaseReader:
         share = self._share_stored(case, array)
         return channels is None and share is not None and share >= 1
 
+    def kept_bytes(self, case: str, array: str, channels: int | None = None) -> int:
+        """Bytes that an array takes in a cache, at most; 0 where it is not kept."""
+        assert self.manifest is not None, "sizes are the manifest's"
+        if self.at_hand(case, array, channels):
+            return 0
+        size = self.manifest.nbytes(case, array, channels)
+        return int(MOST_OF_HOLLOW * size) if self._soon_decoded(case, array) else size
+
     def _soon_decoded(self, case: str, array: str) -> bool:
         """Whether an array lies on a disk of this node and shrank to next to nothing."""
         share = self._share_stored(case, array)
@@ -177,7 +186,8 @@ class CaseReader:
             UserError: as `mvl_dist.store.read_box`; the part is not of `out`'s shape and dtype.
         """
         if self.cache is not None and self.manifest is not None:
-            held = self.cache.find(self._key(case, array, channels))
+            holes = array not in SHARDED_ARRAYS
+            held = self.cache.find(self._key(case, array, channels), holes=holes)
             if held is None and self.cache.fits(self.manifest.nbytes(case, array, channels)):
                 held = self.array(case, array, channels)
             if held is not None:

@@ -170,6 +170,7 @@ def evaluate_cases(
             label = torch.from_numpy(answer.native_label)
             reference = region_masks(label, plan.regions).bool().numpy()
             see(Seen(case, answer.native, reference, answer.logits, answer.seconds))
+        del answer  # before the next case needs as much
     return rows
 
 
@@ -183,6 +184,7 @@ def largest_component_gains(model: torch.nn.Module, plan: Plan, cases: Iterable[
             reference = np.isin(answer.native_label, region.labels)
             before, after = (_dice(m, reference) for m in (mask, largest_component(mask)))
             gains.append(Gain(case, region.name, before, after))
+        del answer
     return gains
 
 

@@ -207,7 +207,7 @@ class NodeCache:
                 if whole or entry.name.startswith(PARTIAL):
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
-                        # What is being filled has been given the size that it will take.
+                        # What is being filled counts for what it will take, or with its holes.
                         held = taken(status) if whole else status.st_size
                         found.append((Path(entry.path), status.st_mtime_ns, held))
         return found

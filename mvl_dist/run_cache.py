@@ -21,19 +21,15 @@ def array_sizes(
     channels: str,
     resolution: str = "grid",
 ) -> list[int]:
-    """Bytes of each image and label of some cases that the node's cache would hold.
+    """Bytes of each image and label of some cases that the node's cache would hold, at most.
 
     Args:
         channels, resolution: as in `DataConfig`.
     """
     image, label = ARRAYS_OF[resolution]
     wanted = ((image, number_of(channels)), (label, None))
-    return [
-        manifest.nbytes(case, array, count)
-        for case in cases
-        for array, count in wanted
-        if not reader.at_hand(case, array, count)
-    ]
+    sizes = (reader.kept_bytes(case, array, count) for case in cases for array, count in wanted)
+    return [size for size in sizes if size]
 
 
 def node_cache(plan: Plan) -> NodeCache | None:

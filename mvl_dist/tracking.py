@@ -9,7 +9,6 @@ all until then: nodes without a network need no server.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -345,11 +344,16 @@ def mark_failed(uri: str, run_id: str) -> None:
 
 
 def fail_for_rank_0(folder: Path) -> None:
-    """`mark_failed` of a run's folder, by another rank; a server that is away stays unasked."""
+    """`mark_failed` of a run's folder, by another rank; what a server that is away for 20 s does
+    not take, `mvl sync` sends.
+    """
     about = RunFile.read(folder)
-    if about is not None:
-        with contextlib.suppress(Exception):
-            mark_failed(about.uri, about.run_id or str(folder))
+    if about is None:
+        return
+    try:
+        mark_failed(about.uri, about.run_id or str(folder))
+    except Exception:
+        Journal.end(folder, "FAILED")
 
 
 def sync(folder: Path) -> int:

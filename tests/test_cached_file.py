@@ -113,6 +113,13 @@ def test_nothing_that_has_holes_is_mapped(seed: int, folder: Path) -> None:
     assert 0 < mapped < 40
 
 
+def test_a_label_in_the_same_rows_of_every_slice_has_holes_too(folder: Path) -> None:
+    values = np.zeros((128, 128, 128), np.uint8)  # a slice is four pages of 4096 bytes
+    values[:, :32] = 1
+    NodeCache(folder, 10 * MB).array("a", lambda: values, holes=True, dense=False)
+    np.testing.assert_array_equal(np.load(folder / "a.npy"), values)
+
+
 def test_one_that_parts_are_cut_of_is_kept_whole_and_mapped(folder: Path) -> None:
     cache = NodeCache(folder, 10 * MB)
     cache.array("a", label)

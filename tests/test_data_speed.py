@@ -78,7 +78,8 @@ def test_doctor_reports_the_task_asked_for(
     assert rate is not None
     assert int(rate[1]) > 0
     manifest = read_manifest(phantom_store, "91")
-    decoded = cases * 16**3 * (2 * len(manifest.task.modalities) + 1)
+    # A label that shrank to next to nothing is kept without its zeros.
+    decoded = cases * 16**3 * (2 * len(manifest.task.modalities) + 0.55)
     held = re.search(r"it wants ([\d.e-]+) GB, (\S+) holds 0 GB of at most ([\d.]+) GB", said)
     assert held is not None
     assert float(held[1]) == pytest.approx(decoded / 1e9, rel=0.01)

@@ -11,7 +11,7 @@ from mvl_dist.errors import UserError
 from mvl_dist.journal import JOURNAL
 from mvl_dist.sync import main as sync_command
 from mvl_dist.tracked import search_runs
-from mvl_dist.tracking import Tracker, default_uri, sync
+from mvl_dist.tracking import Tracker, default_uri, fail_for_rank_0, sync
 from tests.debian import NotInstalledError
 from tests.servers import MLflowServer, mlflow_server, postgres
 
@@ -139,6 +139,23 @@ def test_a_server_that_goes_away_loses_no_metric_and_stops_nothing(
     assert history(server.uri, tracker) == [(step, 1 / step) for step in range(1, 50)]
     assert MlflowClient(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
     assert sync(tmp_path / "run") == 0
+
+
+def test_a_run_that_another_rank_ends_is_failed_and_sync_tells_a_server_that_was_away(
+    tmp_path: Path, server: MLflowServer
+) -> None:
+    tracker = start(tmp_path / "run", server.uri)
+    assert tracker.flush()
+    client = MlflowClient(server.uri)
+    fail_for_rank_0(tmp_path / "run")
+    assert client.get_run(tracker.run_id).info.status == "FAILED"
+    client.update_run(tracker.run_id, "RUNNING")
+    server.kill()
+    fail_for_rank_0(tmp_path / "run")
+    server.start()
+    assert client.get_run(tracker.run_id).info.status == "RUNNING"
+    assert sync(tmp_path / "run") == 1
+    assert client.get_run(tracker.run_id).info.status == "FAILED"
 
 
 def test_sync_of_a_folder_that_is_no_run_says_so(tmp_path: Path) -> None:

@@ -119,7 +119,11 @@ def _run(command: Path, arguments: Sequence[str], layout: Layout) -> None:
         subprocess.Popen(line, env={**os.environ, **folders}) as process,
         _passing_on_sigterm(process),
     ):
-        code = process.wait()
+        try:
+            code = process.wait()
+        except BaseException:  # Ctrl-C, which may have reached this process alone
+            process.kill()
+            raise
     if code:
         how = f"status {code}" if code > 0 else f"signal {-code}"
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -72,8 +73,9 @@ def check_writable(out: Path) -> None:
         probe = out / f"{PARTIAL}{uuid.uuid4().hex[:8]}"
         probe.touch()
         probe.unlink()
-        for folder in missing:
-            folder.rmdir()
+        with contextlib.suppress(OSError):  # another report is written there
+            for folder in missing:
+                folder.rmdir()
     except OSError as error:
         raise UserError(
             f"--out {out} cannot be written ({error.strerror}): choose another folder"

@@ -1,6 +1,7 @@
 """`mvl nnunet`, from scans to a run beside ours."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -100,20 +101,25 @@ except UserError as error:
 """
 
 
-def test_whoever_ends_a_training_ends_the_packages_command_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_whoever_ends_a_training_ends_the_packages_command_too(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     """As scancel of a step's first process, or a plain kill: it would train on alone."""
-    command, number = tmp_path / "nnUNetv2_train", tmp_path / "pid"
+    command, pid = tmp_path / "nnUNetv2_train", tmp_path / "pid"
     command.write_text('#!/bin/sh\necho $$ > "$1.part"; mv "$1.part" "$1"; exec sleep 60\n')
     command.chmod(0o700)
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, str(command), str(number)],
+        [sys.executable, "-c", WAITING, str(command), str(pid)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
-    while not number.exists():
+    while not pid.exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(number)
     said, _ = process.communicate(timeout=30)
-    assert "nnUNetv2_train on Dataset504 ended with signal 15" in said
-    assert not Path(f"/proc/{int(number.read_text())}").exists()
+    if number == signal.SIGTERM:
+        assert "nnUNetv2_train on Dataset504 ended with signal 15" in said
+    assert not Path(f"/proc/{int(pid.read_text())}").exists()
