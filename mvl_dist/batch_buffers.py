@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import weakref
 from multiprocessing import reduction
 from typing import Any
 
@@ -65,9 +66,11 @@ class BatchBuffers:
             RuntimeError: CUDA refuses.
         """
         address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr()
-        torch.cuda.check_error(
-            int(torch.cuda.cudart().cudaHostRegister(address, len(self.memory), 0))
-        )
+        cuda = torch.cuda.cudart()
+        torch.cuda.check_error(int(cuda.cudaHostRegister(address, len(self.memory), 0)))
+        # CUDA knows it by its address, where the next loader's memory may lie: a process that made
+        # two loaders, as a study does, would end with "already mapped".
+        weakref.finalize(self, cuda.cudaHostUnregister, address).atexit = False
 
 
 def _memory(size: int) -> int:

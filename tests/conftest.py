@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,12 @@ def phantom_store(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) 
             ConvertOptions(msd_root=phantom_root, store=store, grid=GRID, workers=1),
         )
     return store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in shared memory, where a machine has it."""
+    place = Path(f"/dev/shm/test-{os.getpid()}-{tmp_path.name}")
+    place.mkdir()
+    yield place
+    shutil.rmtree(place)

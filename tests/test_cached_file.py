@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +12,6 @@ from mvl_dist.cached_file import PAGE
 from mvl_dist.node_cache import NodeCache
 
 MB = 2**20
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in shared memory, where a machine has it."""
-    place = Path(f"/dev/shm/test-{os.getpid()}-{tmp_path.name}")
-    place.mkdir()
-    yield place
-    shutil.rmtree(place)
 
 
 def never() -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from mvl_dist.batch_buffers import BatchBuffers
 from mvl_dist.data import Batch
 from mvl_dist.device_batches import ahead, on_device
 from mvl_dist.errors import UserError
@@ -68,3 +69,18 @@ def test_an_epoch_that_is_left_leaves_no_thread() -> None:
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_process_may_pin_one_loaders_memory_after_anothers() -> None:
+    """As a study's does, run after run; the memory often lies at the same address."""
+    layout = {"image": ((1, 64, 64, 64), torch.float16)}
+    for number in range(4):
+        buffers = BatchBuffers(layout, 2, slots=3)
+        buffers.pin()
+        batch = buffers.batch(1)
+        batch["image"].fill_(number)
+        (moved,) = on_device([batch], torch.device("cuda"))
+        assert batch["image"].is_pinned()
+        assert bool((moved["image"] == number).all())

@@ -27,15 +27,6 @@ REPO = Path(__file__).resolve().parent.parent
 MB = 2**20
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in shared memory, where a machine has it."""
-    place = Path(f"/dev/shm/test-{os.getpid()}-{tmp_path.name}")
-    place.mkdir()
-    yield place
-    shutil.rmtree(place)
-
-
 def megabyte(number: int) -> Array:
     """An array that its number decides, of a megabyte less its header."""
     return np.random.default_rng(number).integers(0, 256, MB - PAGE, dtype=np.uint8)

@@ -191,11 +191,19 @@ def _run(model: nn.Module, image: torch.Tensor) -> None:
 
 
 def _flash_forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, *_of_all_heads(query, key, value)))
 
 
 def _flash_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))
+    return int(sdpa_backward_flop_count(gradient, query, *_of_all_heads(query, key, value)))
+
+
+def _of_all_heads(query: Any, *shapes: Any) -> list[tuple[int, ...]]:
+    """Shapes (B, heads, T, D) of keys and values as if each query's head had its own.
+
+    Grouped-query attention computes as much; torch 2.11's formula refuses fewer heads.
+    """
+    return [(shape[0], query[1], *shape[2:]) for shape in shapes]
 
 
 def _convolution_backward(
