@@ -8,7 +8,8 @@ all weights' gradients in one pass over x and dy, in an order that does not chan
 alone, which the residual stream keeps anyway; torch keeps n and each row's mean and deviation too.
 
 At 16,384 rows it moves 8 MB forward and 22 MB backward, 6 us at 4.8 TB/s: what counts is that it
-launches one kernel for torch's two, and three for about seven. Not measured on a GPU.
+launches one kernel for torch's two, and three for about seven. On an H200 torch was faster all the
+same (batch 8, forward and backward: 0.4 ms, this 0.6).
 """
 
 from __future__ import annotations
