@@ -1,6 +1,7 @@
 """What `measure` counts, against closed forms, torch's own counter, and nets of other people."""
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvl_dist.config import ModelConfig
-from mvl_dist.models import build_model
+from mvl_dist.models import build_model, measure
 from mvl_dist.models.count import parameter_report
 from mvl_dist.models.donors import Donor, llama
 from mvl_dist.models.donors.sources import KNOWN_SHAPES
@@ -291,3 +292,25 @@ def test_a_forward_is_timed_with_weights_drawn_for_what_is_on_meta() -> None:
         net = build_model(ModelConfig(name="vit_baseline", depth=1), 1, 1, (16, 16, 16))
     assert 0 < milliseconds_per_sample(net, 1, (16, 16, 16), CPU, torch.float32) < 5000
     assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+def test_grouped_query_attention_counts_as_if_each_querys_head_had_its_own_key(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch 2.11's formulas refuse fewer heads of keys than of queries; newer ones do not."""
+    query, fewer, all_heads = (2, 9, 64, 16), (2, 3, 64, 16), (2, 9, 64, 16)
+    for name, ours in (
+        ("sdpa_flop_count", measure._flash_forward),
+        ("sdpa_backward_flop_count", measure._flash_backward),
+    ):
+        formula = getattr(measure, name)
+
+        def strict(*shapes: tuple[int, ...], formula: Any = formula) -> int:
+            assert len({shape[1] for shape in shapes}) == 1
+            return int(formula(*shapes))
+
+        monkeypatch.setattr(measure, name, strict)
+        gradient = (query,) if "backward" in name else ()
+        assert ours(*gradient, query, fewer, fewer) == formula(
+            *gradient, query, all_heads, all_heads
+        )
