@@ -1,8 +1,9 @@
-"""Changes of an image's values: one function each, on one sample, in place.
+"""Changes of an image's values: one function each, on all samples that drew it at once, in place.
 
-Every function takes `image`, (C, D, H, W) float32, which it changes; `generator`, this sample's and
-this function's own; and `coarse`, the axis across whose planes nothing is resampled, or None. A
-sample is handled by itself because the order in which a mean is summed may follow the batch.
+Every function takes `image`, (N, C, D, H, W) float32, which it changes; `generators`, one a sample,
+this sample's and this function's own; and `coarse`, the axis across whose planes nothing is
+resampled, or None. What becomes of a sample does not depend on those beside it, to the bit: means
+are summed by `halved_sums`, as the order of torch's sums follows the batch's size.
 
 Ranges and formulas are nnU-Net's (nnunetv2 2.8.1 with batchgeneratorsv2 0.3.6). Statistics stay on
 the device, so that nothing waits for it.
@@ -10,12 +11,17 @@ the device, so that nothing waits for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvl_dist.augment.noise import normal_field
+from mvl_dist.augment.noise import normal_fields
+
+Generators = Sequence[np.random.Generator]
 
 NOISE_DEVIATION = (0.0, 0.1)
 BLUR_SIGMA_VOXELS = (0.5, 1.0)
@@ -26,93 +32,145 @@ LOW_RESOLUTION = (0.5, 1.0)
 CHANNEL_PROBABILITY = 0.5  # of blur and low resolution, which take each channel by itself
 
 
-def gaussian_noise(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def gaussian_noise(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """Add noise of one deviation to all channels, up to a tenth of the normalised tissue's."""
-    deviation = generator.uniform(*NOISE_DEVIATION)
-    first, second = (int(word) for word in generator.integers(0, 2**32, 2))
-    image += deviation * normal_field(image.shape, (first, second), image.device)
+    deviations = [generator.uniform(*NOISE_DEVIATION) for generator in generators]
+    keys = [generator.integers(0, 2**32, 2) for generator in generators]
+    noise = normal_fields(image.shape[1:], np.stack(keys), image.device)
+    image += noise.mul_(_beside(image, np.array(deviations)))
 
 
-def gaussian_blur(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def gaussian_blur(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """Blur half of the channels, each axis with a sigma of its own; edges are reflected."""
-    sigmas = generator.uniform(*BLUR_SIGMA_VOXELS, (image.shape[0], 3))
-    for channel in _some_channels(image, generator):
-        image[channel] = blurred(image[channel], sigmas[channel])
+    channels = image.shape[1]
+    sigmas = [generator.uniform(*BLUR_SIGMA_VOXELS, (channels, 3)) for generator in generators]
+    chosen = np.flatnonzero(_some_channels(channels, generators))
+    if not chosen.size:
+        return
+    volumes, where = image.view(-1, *image.shape[2:]), torch.from_numpy(chosen).to(image.device)
+    taken = volumes.index_select(0, where)
+    volumes.index_copy_(0, where, blurred(taken, np.concatenate(sigmas)[chosen]))
 
 
-def brightness(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def brightness(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """Multiply every channel."""
-    image *= _factors(image, generator, FACTOR)
+    image *= _factors(image, generators, FACTOR)
 
 
-def contrast(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def contrast(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """Stretch every channel about its mean, within its range."""
-    factors = _factors(image, generator, FACTOR)
-    for values, factor in zip(image, factors, strict=True):
-        mean = values.mean()
-        values.copy_(((values - mean) * factor + mean).clamp(values.min(), values.max()))
+    factors = _factors(image, generators, FACTOR)
+    low, high, mean = *_range(image), _mean(image)
+    image.sub_(mean).mul_(factors).add_(mean).clamp_(low, high)
 
 
-def low_resolution(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def low_resolution(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """Half of the channels as if scanned with fewer voxels: nearest down, linear up."""
-    scales = generator.uniform(*LOW_RESOLUTION, image.shape[0])
-    for channel in _some_channels(image, generator):
-        values = image[channel][None, None]
+    channels = image.shape[1]
+    scales = [generator.uniform(*LOW_RESOLUTION, channels) for generator in generators]
+    # Each to a size of its own, so one after the other.
+    for sample, channel in np.argwhere(_some_channels(channels, generators)):
+        values = image[sample, channel][None, None]
         size = [
-            length if axis == coarse else max(round(length * scales[channel]), 1)
-            for axis, length in enumerate(image.shape[1:])
+            length if axis == coarse else max(round(length * scales[sample][channel]), 1)
+            for axis, length in enumerate(image.shape[2:])
         ]
         fewer = F.interpolate(values, size, mode="nearest-exact")
-        values.copy_(F.interpolate(fewer, image.shape[1:], mode="trilinear"))
+        values.copy_(F.interpolate(fewer, image.shape[2:], mode="trilinear"))
 
 
-def gamma(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def gamma(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """Raise every channel, brought to 0..1, to a power; mean and deviation are kept."""
-    factors = _factors(image, generator, GAMMA)
-    for values, power in zip(image, factors, strict=True):
-        low = values.min()
-        reach = values.max() - low
-        curved = ((values - low) / reach.clamp(min=1e-7)) ** power * reach + low
-        curved = (curved - curved.mean()) * (values.std() / curved.std().clamp(min=1e-7))
-        values.copy_(curved + values.mean())
+    powers = _factors(image, generators, GAMMA)
+    mean = _mean(image)
+    deviation = _deviation(image, mean)
+    low, high = _range(image)
+    reach = high - low
+    image.sub_(low).div_(reach.clamp(min=1e-7))
+    for sample, power in zip(image, powers, strict=True):  # as noise.py says of logarithms
+        sample.pow_(power)
+    image.mul_(reach).add_(low)
+    curved_mean = _mean(image)
+    stretch = deviation / _deviation(image, curved_mean).clamp(min=1e-7)
+    image.sub_(curved_mean).mul_(stretch).add_(mean)
 
 
-def inverted_gamma(image: Tensor, generator: np.random.Generator, coarse: int | None) -> None:
+def inverted_gamma(image: Tensor, generators: Generators, coarse: int | None) -> None:
     """`gamma` on the negative, which curves the bright end instead of the dark one."""
     image.neg_()
-    gamma(image, generator, coarse)
+    gamma(image, generators, coarse)
     image.neg_()
 
 
-def blurred(values: Tensor, sigmas: np.ndarray) -> Tensor:
-    """(D, H, W) blurred by a Gaussian a axis, `sigmas` in voxels, cut at three voxels."""
+def blurred(volumes: Tensor, sigmas: npt.NDArray[np.floating]) -> Tensor:
+    """(M, D, H, W) blurred by Gaussians cut at three voxels; `sigmas` (M, 3) in voxels."""
     # Shifted slices instead of a convolution, which cuDNN may run in TF32.
-    for axis, sigma in enumerate(sigmas):
-        length = values.shape[axis]
+    for axis in range(3):
+        length = volumes.shape[1 + axis]
         radius = min(BLUR_RADIUS_VOXELS, length - 1)
-        weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
-        weights /= weights[0] + 2 * weights[1:].sum()
+        weights = np.exp(-0.5 * (np.arange(radius + 1) / sigmas[:, axis, None]) ** 2)
+        weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
         pads = [0] * 6
         pads[2 * (2 - axis)] = pads[2 * (2 - axis) + 1] = radius
-        padded = F.pad(values[None], pads, mode="reflect")[0]
-        total = values * weights[0]
-        for shift in range(1, radius + 1):
-            before = padded.narrow(axis, radius - shift, length)
-            after = padded.narrow(axis, radius + shift, length)
-            total.add_((before + after).mul_(weights[shift]))
-        values = total
-    return values
+        padded = F.pad(volumes, pads, mode="reflect")
+        centre, *further = (_beside(volumes, column) for column in weights.T)
+        total = volumes * centre
+        for shift, weight in enumerate(further, start=1):
+            before = padded.narrow(1 + axis, radius - shift, length)
+            after = padded.narrow(1 + axis, radius + shift, length)
+            total.add_((before + after).mul_(weight))
+        volumes = total
+    return volumes
 
 
-def _some_channels(image: Tensor, generator: np.random.Generator) -> list[int]:
-    chosen = generator.random(image.shape[0]) < CHANNEL_PROBABILITY
-    return [int(channel) for channel in np.flatnonzero(chosen)]
+def halved_sums(values: Tensor) -> Tensor:
+    """Sums of (N, C, D, H, W) float32 over the last three axes, (N, C, 1, 1, 1).
+
+    The second half is added to the first until one number is left: one order, whatever the batch
+    and the device, and an error that grows with the logarithm of the size.
+    """
+    flat = values.flatten(2)
+    size = flat.shape[2]
+    half = (size + 1) // 2
+    sums = flat[..., :half].clone()
+    sums[..., : size - half] += flat[..., half:]
+    while half > 1:
+        size, half = half, (half + 1) // 2
+        sums[..., : size - half] += sums[..., half:size]
+    return sums[..., :1, None, None]
 
 
-def _factors(image: Tensor, generator: np.random.Generator, bounds: tuple[float, float]) -> Tensor:
-    """A factor a channel, (C, 1, 1, 1): as often below 1 as above."""
+def _mean(image: Tensor) -> Tensor:
+    return halved_sums(image) / image[0, 0].numel()
+
+
+def _deviation(image: Tensor, mean: Tensor) -> Tensor:
+    squares = (image - mean).square_()
+    return (halved_sums(squares) / max(image[0, 0].numel() - 1, 1)).sqrt_()
+
+
+def _range(image: Tensor) -> tuple[Tensor, Tensor]:
+    return image.amin((2, 3, 4), keepdim=True), image.amax((2, 3, 4), keepdim=True)
+
+
+def _some_channels(channels: int, generators: Generators) -> npt.NDArray[np.bool_]:
+    """Which channels are taken, (N, C)."""
+    drawn = [generator.random(channels) for generator in generators]
+    return np.stack(drawn) < CHANNEL_PROBABILITY
+
+
+def _factors(image: Tensor, generators: Generators, bounds: tuple[float, float]) -> Tensor:
+    """A factor a sample and channel, (N, C, 1, 1, 1): as often below 1 as above."""
     low, high = bounds
-    size = image.shape[0]
-    below, above = generator.uniform(low, 1, size), generator.uniform(1, high, size)
-    factors = np.where(generator.random(size) < 0.5, below, above)
-    return torch.from_numpy(factors.astype(np.float32)).to(image.device).view(-1, 1, 1, 1)
+    size = image.shape[1]
+    factors = []
+    for generator in generators:
+        below, above = generator.uniform(low, 1, size), generator.uniform(1, high, size)
+        factors.append(np.where(generator.random(size) < 0.5, below, above))
+    return _beside(image, np.stack(factors))
+
+
+def _beside(values: Tensor, numbers: npt.NDArray[np.floating]) -> Tensor:
+    """Numbers of the leading axes as float32 on the device of `values`, to be broadcast over it."""
+    there = torch.from_numpy(numbers.astype(np.float32)).to(values.device)
+    return there.view(*numbers.shape, *(1,) * (values.dim() - numbers.ndim))

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,16 +21,16 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four random words of 32 bits for every counter, as int64 tensors.
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Four random words of 32 bits for every counter and key, as int64 tensors.
 
     Args:
         counter: four int64 tensors of words, the least significant first.
-        key: two words.
+        key: two such tensors; all six broadcast.
     """
     a, b, c, d = counter
-    for turn in range(10):
-        first, second = ((k + turn * w) & _LOW for k, w in zip(key, _WEYL, strict=True))
+    first, second = key
+    for _ in range(10):
         # A product wraps in int64; its 64 bits are right all the same.
         left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
         a, b, c, d = (
@@ -37,22 +39,35 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, ...
             ((left >> 32) & _LOW) ^ d ^ second,
             left & _LOW,
         )
+        first, second = (first + _WEYL[0]) & _LOW, (second + _WEYL[1]) & _LOW
     return a, b, c, d
 
 
-def normal_field(shape: Sequence[int], key: tuple[int, int], device: torch.device) -> Tensor:
-    """Independent standard normal values, float32.
+def normal_fields(
+    shape: Sequence[int], keys: npt.NDArray[np.integer], device: torch.device
+) -> Tensor:
+    """A field of independent standard normal values for each key, (N, *shape) float32.
 
     Args:
-        key: two words of 32 bits; another key gives another field.
+        keys: (N, 2) words of 32 bits; another key gives another field.
     """
     size = math.prod(shape)
+    key = torch.from_numpy(keys.astype(np.int64)).to(device).T[:, :, None]
     index = torch.arange(-(-size // 4), dtype=torch.int64, device=device)
-    words = philox((index & _LOW, index >> 32, *(torch.zeros_like(index),) * 2), key)
+    nothing = torch.zeros_like(index)
+    words = philox((index & _LOW, index >> 32, nothing, nothing), (key[0], key[1]))
+    # Field by field: on a CPU the last bit of a logarithm or cosine follows where a thread's part
+    # of the tensor ends, and a field must not depend on those beside it.
+    fields = [_normal(drawn).flatten()[:size] for drawn in zip(*words, strict=True)]
+    return torch.stack(fields).view(len(keys), *shape)
+
+
+def _normal(words: Sequence[Tensor]) -> Tensor:
+    """Four words of 32 bits to four normal values, (n, 4) float32."""
     # The 24 bits that float32 holds, in the middle of their steps: never 0, whose logarithm is not.
     a, b, c, d = (((word >> 8).float() + 0.5) / 2**24 for word in words)
     values = []
     for radius, turn in ((a, b), (c, d)):
         length, angle = torch.sqrt(-2 * torch.log(radius)), 2 * math.pi * turn
         values += [length * torch.cos(angle), length * torch.sin(angle)]
-    return torch.stack(values, dim=1).flatten()[:size].reshape(tuple(shape))
+    return torch.stack(values, dim=1)

@@ -1,12 +1,14 @@
 """What `--augmentation` names: functions of a batch, and with which probability each step acts.
 
-A new transform of values is a function in intensity.py and a line in STRONG.
+A step is one call for all samples of a batch that it is drawn for. A new transform of values is a
+function in intensity.py and a line in STRONG.
 """
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,7 @@ from mvl_dist.augment import intensity
 from mvl_dist.augment.affine import Seed, coarse_axis, paper_map, resample, strong_map
 from mvl_dist.tasks import AXES, Task
 
-Transform = Callable[[Tensor, np.random.Generator, int | None], None]
+Transform = Callable[[Tensor, Sequence[np.random.Generator], int | None], None]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ def strong(
     resampled. Arguments and results as for `paper`.
     """
     # Copies, so that the caller's batch stays whole.
-    image, target = image.to(torch.float32, copy=True), target.to(torch.float32, copy=True)
+    image, target = (
+        part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        for part in (image, target)
+    )
     shape, spacing_mm = image.shape[2:], anatomy.spacing_mm
     drawn = [
         strong_map(shape, spacing_mm, anatomy.mirror_axes, _generator(seed, "affine"))
@@ -109,33 +114,60 @@ def strong(
         image[moving], target[moving] = resample(
             image[moving], target[moving], list(maps.values()), continues=anatomy.continues
         )
-    for sample, seed in zip(image, seeds, strict=True):
-        _change_values(sample, seed, anatomy, steps)
+    _change_values(image, seeds, anatomy, steps)
     return image, target
 
 
-def _change_values(image: Tensor, seed: Seed, anatomy: Anatomy, steps: Sequence[Step]) -> None:
-    """Apply the steps that are drawn for a sample to its (C, D, H, W), in place."""
-    chosen = []
-    for step in steps:
-        generator = _generator(seed, step.transform.__name__)
-        if generator.random() < step.probability:
-            chosen.append((step.transform, generator))
-    if not chosen:
+def _change_values(
+    image: Tensor, seeds: Sequence[Seed], anatomy: Anatomy, steps: Sequence[Step]
+) -> None:
+    """Apply to each sample of (B, C, D, H, W) the steps that are drawn for it, in place."""
+    drawn = [_drawn(seeds, step) for step in steps]
+    changed = {row for generators in drawn for row in generators}
+    if not changed:
         return
-    background, lowest = _background(image)
-    for transform, generator in chosen:
-        transform(image, generator, coarse_axis(anatomy.spacing_mm))
     if anatomy.keeps_background:
+        background, lowest = _background(image)
+    coarse = coarse_axis(anatomy.spacing_mm)
+    for step, generators in zip(steps, drawn, strict=True):
+        if generators:
+            with _rows(image, list(generators)) as samples:
+                step.transform(samples, list(generators.values()), coarse)
+    if anatomy.keeps_background:
+        touched = torch.tensor([row in changed for row in range(len(seeds))], device=image.device)
+        background &= touched.view(-1, 1, 1, 1, 1)
         torch.where(background, lowest, image, out=image)
 
 
+def _drawn(seeds: Sequence[Seed], step: Step) -> dict[int, np.random.Generator]:
+    """The samples that a step is drawn for, and the random numbers that each goes on with."""
+    generators = {row: _generator(seed, step.transform.__name__) for row, seed in enumerate(seeds)}
+    return {
+        row: generator
+        for row, generator in generators.items()
+        if generator.random() < step.probability
+    }
+
+
+@contextlib.contextmanager
+def _rows(image: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
+    """Rows of a batch, (N, C, D, H, W), for changes in place; ascending."""
+    first, end = rows[0], rows[-1] + 1
+    if end - first == len(rows):  # side by side, as one row is: no copy
+        yield image[first:end]
+        return
+    where = torch.tensor(rows, device=image.device)
+    samples = image.index_select(0, where)
+    yield samples
+    image.index_copy_(0, where, samples)
+
+
 def _background(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Where every channel has its lowest value, (1, D, H, W) bool, and these, (C, 1, 1, 1)."""
-    lowest, highest = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    """Where every channel has its lowest value, (B, 1, D, H, W) bool; these, (B, C, 1, 1, 1)."""
+    lowest, highest = (part((2, 3, 4), keepdim=True) for part in (image.amin, image.amax))
     # A resampled constant is off by rounding.
     reach = 1e-4 * (highest - lowest)
-    return (image <= lowest + reach).all(0, keepdim=True), lowest
+    return (image <= lowest + reach).all(1, keepdim=True), lowest
 
 
 def _generator(seed: Seed, name: str) -> np.random.Generator:

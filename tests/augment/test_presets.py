@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -37,6 +38,23 @@ def test_a_batch_of_four_is_four_batches_of_one(name: str) -> None:
         torch.manual_seed(-epoch)
         apart = [augmented(name, [item])[0] for item in reversed(items)][::-1]
         assert all(torch.equal(*pair) for pair in zip(together, apart, strict=True))
+
+
+def test_a_sample_depends_neither_on_those_beside_it_nor_on_where_a_thread_ends() -> None:
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 1, 37, 96, 33))).float()
+    everything = [Step(1.0, step.transform) for step in STRONG]
+    threads, seeds = torch.get_num_threads(), [(5, 0, position) for position in range(6)]
+    torch.set_num_threads(2)
+    try:
+        together, _ = strong(values, values > 0, seeds, ANATOMY, everything)
+        for place, one in enumerate(together):
+            beside = slice(place, place + 1)
+            alone, _ = strong(
+                values[beside], values[beside] > 0, seeds[beside], ANATOMY, everything
+            )
+            assert torch.equal(alone[0], one)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", ["paper", "strong"])
@@ -83,6 +101,26 @@ def test_each_step_is_applied_as_often_as_nnunet_applies_it(step: Step) -> None:
     changed, _ = strong(batch, batch[:, :1], seeds, anatomy, (step,))
     share = float((moved != changed).flatten(1).any(1).float().mean())
     assert share == pytest.approx(expected, abs=4 * (expected / count) ** 0.5)
+
+
+def test_a_step_is_one_call_for_all_samples_that_drew_it() -> None:
+    calls: list[tuple[int, int, int | None]] = []
+
+    def doubled(
+        samples: torch.Tensor, generators: Sequence[np.random.Generator], coarse: int | None
+    ) -> None:
+        calls.append((len(samples), len(generators), coarse))
+        samples *= 2
+
+    image = torch.full((64, 1, 3, 3, 3), 5.0)
+    seeds = [(0, 0, position) for position in range(64)]
+    step, anatomy = Step(0.5, doubled), Anatomy((4.0, 1.0, 1.0))
+    for order in (seeds, sorted(seeds, key=lambda seed: seed[2] % 2)):
+        values = strong(image, image, order, anatomy, (step,))[0][:, 0, 0, 0, 0]
+        changed = int((values > 7.5).sum())
+        assert 16 < changed < 48
+        assert calls.pop() == (changed, changed, 0)
+        assert not calls
 
 
 def test_steps_are_drawn_independently_of_each_other() -> None:
