@@ -8,12 +8,14 @@ image and masks go by one map.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+
+from mvl_dist.augment.rows import rows
 
 Seed = tuple[int, int, int]
 Array = npt.NDArray[np.floating]
@@ -116,6 +118,36 @@ def resample(
         align_corners=False,
     )
     return moved, (masks > 0.5).float()
+
+
+def move(
+    image: torch.Tensor, target: torch.Tensor, maps: Mapping[int, Array], *, continues: bool
+) -> None:
+    """Move some rows of a batch in place, each by its map; flipped where the map only mirrors.
+
+    Args:
+        image, target: as `resample` takes them, but float32.
+        maps: of the rows that move, ascending.
+    """
+    flips = {row: _mirrored_axes(theta) for row, theta in maps.items()}
+    for axis in range(3):
+        flipped = [row for row, axes in flips.items() if axes is not None and axis in axes]
+        for part in (image, target) if flipped else ():
+            with rows(part, flipped) as samples:
+                samples.copy_(samples.flip(2 + axis))
+    moving = [row for row, axes in flips.items() if axes is None]
+    if moving:
+        with rows(image, moving) as images, rows(target, moving) as targets:
+            moved = resample(images, targets, [maps[row] for row in moving], continues=continues)
+            images.copy_(moved[0])
+            targets.copy_(moved[1])
+
+
+def _mirrored_axes(theta: Array) -> list[int] | None:
+    """Axes (0 to 2 for D, H, W) that a map mirrors, if it does nothing else."""
+    if not np.array_equal(np.abs(theta), np.eye(3, 4)):
+        return None
+    return [2 - int(axis) for axis in np.flatnonzero(np.diagonal(theta) < 0)]
 
 
 def _rotation(angles_degrees: Array) -> Array:

@@ -6,9 +6,8 @@ function in intensity.py and a line in STRONG.
 
 from __future__ import annotations
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mvl_dist.augment import intensity
-from mvl_dist.augment.affine import Seed, coarse_axis, paper_map, resample, strong_map
+from mvl_dist.augment.affine import Seed, coarse_axis, move, paper_map, resample, strong_map
+from mvl_dist.augment.rows import rows
 from mvl_dist.tasks import AXES, Task
 
 Transform = Callable[[Tensor, Sequence[np.random.Generator], int | None], None]
@@ -95,8 +95,8 @@ def strong(
 ) -> tuple[Tensor, Tensor]:
     """nnU-Net's default set, mirrored only where the task's anatomy allows.
 
-    Rotation, scale and mirroring are one resampling; samples for which none was drawn are not
-    resampled. Arguments and results as for `paper`.
+    Rotation, scale and mirroring are one resampling; samples for which none was drawn, or mirroring
+    alone, are not resampled. Arguments and results as for `paper`.
     """
     # Copies, so that the caller's batch stays whole.
     image, target = (
@@ -108,12 +108,8 @@ def strong(
         strong_map(shape, spacing_mm, anatomy.mirror_axes, _generator(seed, "affine"))
         for seed in seeds
     ]
-    maps = {index: found for index, found in enumerate(drawn) if found is not None}
-    if maps:
-        moving = list(maps)
-        image[moving], target[moving] = resample(
-            image[moving], target[moving], list(maps.values()), continues=anatomy.continues
-        )
+    maps = {row: found for row, found in enumerate(drawn) if found is not None}
+    move(image, target, maps, continues=anatomy.continues)
     _change_values(image, seeds, anatomy, steps)
     return image, target
 
@@ -131,7 +127,7 @@ def _change_values(
     coarse = coarse_axis(anatomy.spacing_mm)
     for step, generators in zip(steps, drawn, strict=True):
         if generators:
-            with _rows(image, list(generators)) as samples:
+            with rows(image, list(generators)) as samples:
                 step.transform(samples, list(generators.values()), coarse)
     if anatomy.keeps_background:
         touched = torch.tensor([row in changed for row in range(len(seeds))], device=image.device)
@@ -147,19 +143,6 @@ def _drawn(seeds: Sequence[Seed], step: Step) -> dict[int, np.random.Generator]:
         for row, generator in generators.items()
         if generator.random() < step.probability
     }
-
-
-@contextlib.contextmanager
-def _rows(image: Tensor, rows: Sequence[int]) -> Iterator[Tensor]:
-    """Rows of a batch, (N, C, D, H, W), for changes in place; ascending."""
-    first, end = rows[0], rows[-1] + 1
-    if end - first == len(rows):  # side by side, as one row is: no copy
-        yield image[first:end]
-        return
-    where = torch.tensor(rows, device=image.device)
-    samples = image.index_select(0, where)
-    yield samples
-    image.index_copy_(0, where, samples)
 
 
 def _background(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -164,9 +164,13 @@ def test_only_allowed_axes_are_mirrored_and_each_half_of_the_time(
     seen = {(): 0, (2,): 0, (4,): 0, (2, 4): 0}
     for seed in range(400):
         theta = strong_map((6, 7, 8), SPACING, (0, 2), generator(seed))
-        moved = image if theta is None else resample(image, image, [theta])[0]
-        found = [axes for axes in seen if torch.allclose(moved, image.flip(axes), atol=1e-4)]
+        resampled = image if theta is None else resample(image, image, [theta])[0]
+        found = [axes for axes in seen if torch.allclose(resampled, image.flip(axes), atol=1e-4)]
         assert len(found) == 1
+        moved, target = image.clone(), image.clone()
+        affine.move(moved, target, {} if theta is None else {0: theta}, continues=False)
+        assert torch.equal(moved, image.flip(found[0]))
+        assert torch.equal(target, image.flip(found[0]))
         seen[found[0]] += 1
     assert all(60 < count < 140 for count in seen.values()), seen
 
