@@ -7,6 +7,9 @@ msd_sizes.py), which are made once below --scratch. Both sides get the same file
 (one to verify) and, but where it says cold, a warm page cache; they take turns within a round. A
 ratio is of the bytes that gunzip writes, a second: 0.5 is half of gunzip's rate. It is given by the
 clock and by CPU time (with all children), which other work on the machine disturbs less.
+
+Where torch sees a GPU, each round has a conversion with --resample-on cuda too, and its manifest is
+compared with the CPU's.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.data_path.disk import forget
 from benchmarks.msd_sizes import BRAIN, CT, LARGEST_CT, write_task
@@ -38,6 +42,7 @@ from data_prep.convert import ConvertOptions, convert_task
 from data_prep.source import Pair, list_pairs
 from data_prep.verify import verify_task
 from mvl_dist.parallel import run_cases
+from mvl_dist.store import read_manifest
 from mvl_dist.tasks import load_task
 
 WORKERS = 2
@@ -97,9 +102,16 @@ def each(command: str, paths: list[Path], processes: int = WORKERS) -> None:
     subprocess.run(run, input=lines, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
-def convert(folder: Path, store: Path) -> None:
+def convert(folder: Path, store: Path, on: Literal["cpu", "cuda"] = "cpu") -> None:
     shutil.rmtree(store, ignore_errors=True)
-    convert_task(folder, ConvertOptions(folder.parent, store, grid=GRID, workers=WORKERS))
+    options = ConvertOptions(folder.parent, store, grid=GRID, workers=WORKERS, resample_on=on)
+    convert_task(folder, options)
+
+
+def torch_sees_a_gpu() -> bool:
+    import torch  # not at the top, which every process of a conversion imports
+
+    return torch.cuda.is_available()
 
 
 def peak_gb(folder: Path, store: Path) -> float:
@@ -120,8 +132,13 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
     pairs = list_pairs(folder, load_task(folder)[1])
     raw = zlib_in_workers(pairs)[0]
     rows: list[dict[str, Spent]] = []
+    on_gpu: dict[str, Spent] = {}
+    checksum = ""
     for _ in range(rounds):
-        row = {
+        if torch_sees_a_gpu():
+            on_gpu = {"convert, cuda": timed(lambda: convert(folder, store, "cuda"))}
+            checksum = read_manifest(store, folder.name).checksum
+        row = on_gpu | {
             "start": timed(lambda: list(run_cases(nothing, pairs, WORKERS, "start"))),
             "zlib": zlib_in_workers(pairs)[1],
             "gunzip -c": timed(lambda: each("gunzip -c", files(pairs))),
@@ -160,6 +177,15 @@ def compare(folder: Path, scratch: Path, rounds: int) -> dict[str, float]:
         for name, base in (("zlib", "zlib"), ("gunzip", "gunzip -c"))
         for clock in ("wall", "cpu")
     }
+    if on_gpu:  # whole times: its processes start torch and CUDA as well
+        for clock in ("wall", "cpu"):
+            ratios[f"convert_cuda_vs_cpu_{clock}"] = statistics.median(
+                getattr(row["convert"], clock) / getattr(row["convert, cuda"], clock)
+                for row in rows
+            )
+        ratios["cuda_gave_the_same_arrays"] = float(
+            read_manifest(store, folder.name).checksum == checksum
+        )
     for what in ("sha256sum", "verify", "cat, cold", "verify, cold"):
         ratios[f"{what.replace(', ', '_')}_mb_s"] = size / 1e6 / middle(what, "wall")
     ratios["decoding_arrays_mb_s"] = arrays / 1e6 / middle("verify --decode", "wall")

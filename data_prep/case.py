@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from mvl_dist.store import (
 )
 from mvl_dist.tasks import Task
 
+# Normalises a volume (D0, H0, W0) and resamples it to each of some arrays (D, H, W).
+Fill = Callable[[npt.NDArray[Any], Scale, Sequence[npt.NDArray[np.float16]]], None]
+
 STATISTICS = ".statistics"
 # Of uint16, which foreground_spaced is.
 MOST_VOXELS_AN_AXIS = 2**16 - 1
@@ -45,6 +48,8 @@ class Job:
     Attributes:
         settings: what all cases of a task have in common; kept in the case's attributes.
         spacing_mm: the task's spacing; None for no arrays at it.
+        on_gpu: images are resampled on the GPU that data_prep/gpu.py gave the process. No setting:
+            the arrays are the same.
     """
 
     pair: Pair
@@ -54,6 +59,7 @@ class Job:
     settings: Mapping[str, Any]
     normalisation: Mapping[str, Any] | None = None
     spacing_mm: Spacing | None = None
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def convert(job: Job) -> Outcome:
     shapes = [job.grid]
     if job.spacing_mm is not None:
         shapes.append(_spaced_shape(scan, job.spacing_mm))
-    image, *finer = _resampled(scan.image, scales, shapes)
+    image, *finer = _resampled(scan.image, scales, shapes, _fill_of(job))
     # Its memory is as large as what is made next.
     scan = replace(scan, image=scan.image[:0].copy())
     label, *finer_labels = resample_labels(scan.label, shapes)
@@ -202,15 +208,28 @@ def _spaced_shape(scan: Scan, spacing_mm: Spacing) -> Shape3D:
     return shape
 
 
+def _fill_of(job: Job) -> Fill:
+    if not job.on_gpu:
+        return _fill
+    from data_prep.gpu import fill_on_gpu  # imports torch, which takes seconds
+
+    return fill_on_gpu
+
+
+def _fill(volume: npt.NDArray[Any], scale: Scale, outs: Sequence[npt.NDArray[np.float16]]) -> None:
+    """On the CPU: each plane is read once."""
+    resamplers = [image_resampler(volume.shape, out) for out in outs]
+    for plane in volume:
+        normalised = scale.apply(plane)
+        for resampler in resamplers:
+            resampler.push(normalised)
+
+
 def _resampled(
-    image: npt.NDArray[Any], scales: Sequence[Scale], shapes: Sequence[Shape3D]
+    image: npt.NDArray[Any], scales: Sequence[Scale], shapes: Sequence[Shape3D], fill: Fill
 ) -> list[npt.NDArray[np.float16]]:
-    """Normalise (C, D, H, W) and resample it to several shapes, reading each plane once."""
+    """Normalise (C, D, H, W) and resample it to several shapes, channel by channel."""
     arrays = [np.empty((len(image), *shape), np.float16) for shape in shapes]
     for channel, (volume, scale) in enumerate(zip(image, scales, strict=True)):
-        resamplers = [image_resampler(volume.shape, array[channel]) for array in arrays]
-        for plane in volume:
-            normalised = scale.apply(plane)
-            for resampler in resamplers:
-                resampler.push(normalised)
+        fill(volume, scale, [array[channel] for array in arrays])
     return arrays

@@ -55,6 +55,9 @@ class ConvertOptions:
     takes the task's by nnU-Net's rule, none leaves these arrays out."""
     workers: int = 0
     """Processes; 0 takes one a CPU core. Each holds one scan, up to 2 GB for the largest CT."""
+    resample_on: Literal["cpu", "cuda"] = "cpu"
+    """Where images are normalised and resampled: cuda takes a GPU, of several each process the
+    next. The arrays are the same to the bit."""
     skip_bad: bool = False
     """Leave bad cases out and list them, instead of stopping at the first."""
     split_seed: int = 0
@@ -201,10 +204,17 @@ def convert_task(folder: Path, options: ConvertOptions) -> Report:
     """Convert one MSD task folder into `options.store` and publish its manifest.
 
     Raises:
-        UserError: a bad list or case, other settings in the store, a full disk, a killed worker.
-            Cases already written stay and are used by the next run.
+        UserError: a bad list or case, other settings in the store, a full disk, a killed worker,
+            no GPU where one was asked for, or too little of its memory. Cases already written stay
+            and are used by the next run.
     """
-    with processes(options.workers or default_workers()) as pool:
+    begin = None
+    if options.resample_on == "cuda":
+        from data_prep.gpu import take_gpu  # imports torch, which takes seconds
+
+        take_gpu(0)  # a single case is worked on in this process; and no GPU is known before work
+        begin = take_gpu
+    with processes(options.workers or default_workers(), begin) as pool:
         return _convert_task(folder, options, pool)
 
 
@@ -222,7 +232,8 @@ def _convert_task(
     published = completed(options.store, task, settings)
     zarr_store.create_task_group(options.store, task.name)
 
-    jobs = [Job(pair, task, options.store, options.grid, settings) for pair in pairs]
+    on_gpu = options.resample_on == "cuda"
+    jobs = [Job(pair, task, options.store, options.grid, settings, on_gpu=on_gpu) for pair in pairs]
     normalisation = MRI_SCHEME
     if task.intensity == "ct":
         normalisation = _ct_statistics(jobs, options, report, pool)

@@ -34,13 +34,18 @@ class Scale:
     std: float
     clip: tuple[float, float] | None = None
 
+    @property
+    def divisor(self) -> float:
+        """What the values less the mean are divided by: the deviation, or a floor of it."""
+        return _floored(self.std, self.mean)
+
     def apply(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Normalised values of an array of any shape and type; C order, the input is left alone."""
         out = raw.astype(np.float32, order="C")
         if self.clip is not None:
             np.clip(out, *map(np.float32, self.clip), out=out)
         out -= np.float32(self.mean)
-        out /= np.float32(_floored(self.std, self.mean))
+        out /= np.float32(self.divisor)
         return out
 
 

@@ -58,9 +58,9 @@ class PlaneResampler:
     """Resamples one volume that comes plane by plane along D, and hands on each finished plane.
 
     The whole volume is never held as float32, and a plane stays in the processor's cache while it
-    is worked on. Axes are taken in the order of `_order`, the one that shrinks most first; the sums
-    of an axis run in the order of its voxels, so that the result is the same on every machine and
-    for any number of threads.
+    is worked on. Axes are taken in the order of `resampled_axes`; the sums of an axis run in the
+    order of its voxels, so that the result is the same on every machine and for any number of
+    threads. data_prep/gpu.py makes the same sums on a GPU.
 
     Args:
         weights: (new, old) of D, H, W.
@@ -73,7 +73,7 @@ class PlaneResampler:
         weights: Sequence[npt.NDArray[np.float32]],
         store: Callable[[int, npt.NDArray[np.float32]], None],
     ) -> None:
-        order = [axis for axis in _order(weights) if not _is_identity(weights[axis])]
+        order = resampled_axes(weights)
         along_d = order.index(0) if 0 in order else len(order)
         # Sparse, because a row has 2 weights (2 x shrink factor where it shrinks) and because a
         # BLAS product may differ in its last bit with the number of threads: checksums must not.
@@ -144,9 +144,13 @@ def _copy_turned(plane: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
         out[:, part] = plane[part].T
 
 
-def _order(weights: Sequence[npt.NDArray[np.float32]]) -> list[int]:
-    """The axis that shrinks most goes first: the others then have less to do."""
-    return sorted(range(3), key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1])
+def resampled_axes(weights: Sequence[npt.NDArray[np.float32]]) -> list[int]:
+    """The axes of D, H, W (0, 1, 2) that change, in the order in which they are resampled.
+
+    The one that shrinks most goes first: the others then have less to do.
+    """
+    order = sorted(range(3), key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1])
+    return [axis for axis in order if not _is_identity(weights[axis])]
 
 
 def _is_identity(weights: npt.NDArray[np.float32]) -> bool:
