@@ -16,9 +16,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +62,19 @@ _CONNECTED_SHAPES: tuple[tuple[str, Sequence[tuple[int, int, int]], NDArray[np.i
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
 
+METRICS = (
+    *("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity"),
+    *("predicted_ml", "reference_ml", "false_positive_ml"),
+)
+# Lengths in voxels of the store's grid, and NSD at one of them: what the published code scores by.
+GRID_METRICS = {
+    "dice_grid": "dice",
+    "jaccard_grid": "jaccard",
+    "nsd_grid": "nsd",
+    "hd95_grid_voxels": "hd95_mm",
+    "sensitivity_grid": "sensitivity",
+    "specificity_grid": "specificity",
+}
 # Printed under every table.
 CONVENTIONS = (
     "both masks empty: Dice, Jaccard and NSD are 1, HD95 and HD100 are 0 mm",
@@ -76,18 +88,6 @@ LOWER_IS_BETTER = ("hd95_mm", "hd100_mm", "false_positive_ml", "hd95_grid_voxels
 def higher_is_better(metric: str) -> bool:
     """Whether a larger value of a metric is the better one."""
     return metric not in LOWER_IS_BETTER
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation over the `n` cases in which a metric is defined.
-
-    The mean is NaN when n is 0, the standard deviation when n is below 2.
-    """
-
-    mean: float
-    std: float
-    n: int
 
 
 def metric_name(region: str) -> str:
@@ -150,25 +150,6 @@ def case_metrics(
     else:
         surface = {"nsd": 1.0, "hd95_mm": 0.0, "hd100_mm": 0.0}
     return metrics | surface
-
-
-def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Summary]:
-    """Mean, standard deviation and number of defined (not NaN) cases of every metric.
-
-    Raises:
-        ValueError: rows with different metrics.
-    """
-    if any(row.keys() != rows[0].keys() for row in rows):
-        raise ValueError("rows to summarise must all have the same metrics")
-    summaries = {}
-    for key in rows[0] if rows else ():
-        values = np.array([row[key] for row in rows if not math.isnan(row[key])], dtype=np.float64)
-        summaries[key] = Summary(
-            mean=float(values.mean()) if values.size else math.nan,
-            std=float(values.std(ddof=1)) if values.size > 1 else math.nan,
-            n=values.size,
-        )
-    return summaries
 
 
 @functools.lru_cache(maxsize=64)
