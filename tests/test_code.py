@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parent.parent
 LAYERS = [
     {"errors"},
     {"files", "half", "machine", "place"},
-    {"resample"},
+    {"resample", "surface_metrics"},
     {"journal", "cached_file"},
     {"kernels"},
     {
