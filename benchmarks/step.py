@@ -43,7 +43,7 @@ from benchmarks.training_step.variants import (
     model_of,
     running,
 )
-from mvl_dist.models.measure import training_tflop_per_sample
+from mvl_dist.models.measure.flop import training_tflop_per_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("medvisionllama", "vit_baseline")

@@ -12,10 +12,9 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WAIT_FOR_RANK_0_SECONDS = 5.0
-DUPLICATE_SECONDS = 3.0
 
 
 def env_rank() -> int:
@@ -40,11 +38,6 @@ def env_rank() -> int:
 def is_launched() -> bool:
     """Whether a launcher (accelerate launch, torchrun) started this process."""
     return "LOCAL_RANK" in os.environ
-
-
-def hear_signals() -> None:
-    """Undo what the launcher handed down: it ignores SIGUSR1, and so would its ranks."""
-    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def say(message: str, file: Any = None) -> None:
@@ -232,95 +225,3 @@ def close() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-class StopRequest:
-    """SIGTERM, SIGUSR1 (Slurm's warning) and Ctrl-C as a flag that all ranks act on together.
-
-    One that comes again more than `DUPLICATE_SECONDS` later ends the process at once.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self) -> None:
-        self.signal_name = ""
-        self._since = 0.0
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        """Install the handlers for the duration of a `with` block."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        previous: dict[signal.Signals, Any] = {
-            number: signal.signal(number, self._note) for number in self.SIGNALS
-        }
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: object) -> None:
-        # Slurm and launchers pass one signal on by several ways; a person's second one comes later.
-        if self.signal_name and time.monotonic() - self._since > DUPLICATE_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not self.signal_name:
-            self.signal_name, self._since = signal.Signals(number).name, time.monotonic()
-
-    @property
-    def requested(self) -> bool:
-        """Whether this rank was told to stop; the engine asks all ranks together."""
-        return bool(self.signal_name)
-
-
-def progress_bar(description: str, total: int) -> tuple[Any, Callable[..., None]]:
-    """A bar on rank 0 (a plain line each tenth where there is no terminal), nothing elsewhere.
-
-    Returns:
-        A context manager, and `advance(steps, **fields)` that moves the bar and shows fields.
-    """
-    if env_rank() != 0:
-        return contextlib.nullcontext(), lambda steps=1, **fields: None
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        task = progress.add_task(description, total=total, shown="")
-
-        def advance(steps: int = 1, **fields: str) -> None:
-            progress.update(
-                task, advance=steps, shown="  ".join(f"{k} {v}" for k, v in fields.items())
-            )
-
-        return progress, advance
-
-    started, done, printed = time.monotonic(), 0, 0
-
-    def advance_plain(steps: int = 1, **fields: str) -> None:
-        nonlocal done, printed
-        done += steps
-        if total and done * 10 // total > printed:
-            printed = done * 10 // total
-            eta = (time.monotonic() - started) * (total - done) / done
-            shown = "  ".join(f"{key} {value}" for key, value in fields.items())
-            print(f"{description} {done}/{total}  {shown}  ETA {eta:.0f} s", flush=True)
-
-    return contextlib.nullcontext(), advance_plain

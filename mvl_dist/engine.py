@@ -18,18 +18,16 @@ from mvl_dist.augment import PRESETS, Anatomy
 from mvl_dist.checkpoint import Position
 from mvl_dist.data import Batch, CaseDataset, RankBatches, region_masks
 from mvl_dist.device_batches import on_device
-from mvl_dist.distributed import (
-    StopRequest,
-    progress_bar,
-    sums_and_largest,
-)
+from mvl_dist.distributed import sums_and_largest
 from mvl_dist.errors import UserError
 from mvl_dist.loading import BatchLoader, timed
 from mvl_dist.losses import training_loss
 from mvl_dist.optimizing import dtype_name, learning_rate, running_stage
 from mvl_dist.patches import PatchDataset
 from mvl_dist.plan import Plan, data_checksum
+from mvl_dist.progress import progress_bar
 from mvl_dist.run_cache import node_cache
+from mvl_dist.stopping import StopRequest
 from mvl_dist.store import read_manifest
 from mvl_dist.tracking import AnyTracker
 from mvl_dist.validating import validate

@@ -125,9 +125,10 @@ def _evaluate_ensemble(folders: list[Path], arguments: EvaluateArguments, ranks:
 def _choice(folder: Path, load: Callable[[], tuple[Plan, torch.nn.Module]], ranks: Ranks) -> Choice:
     """A run's choice of regions to clean, made now where there is none for its model."""
     from mvl_dist.checkpoint import BEST
-    from mvl_dist.evaluation import largest_component_gains, native_sizes, share_by_size
+    from mvl_dist.evaluation import largest_component_gains
     from mvl_dist.files import sha256_of
     from mvl_dist.postprocess import POSTPROCESSING, choose, read_choice, write_choice
+    from mvl_dist.sharing import native_sizes, share_by_size
 
     source = [sha256_of(folder / BEST)]
     choice = read_choice(folder, source)
@@ -154,7 +155,8 @@ def _score(
     model: torch.nn.Module, plan: Plan, split: str, choice: Choice | None, ranks: Ranks
 ) -> list[dict[str, Any]]:
     """Rows of all ranks, sorted by case."""
-    from mvl_dist.evaluation import evaluate_cases, native_sizes, share_by_size
+    from mvl_dist.evaluation import evaluate_cases
+    from mvl_dist.sharing import native_sizes, share_by_size
 
     cases = plan.split.test if split == "test" else plan.split.validation
     mine = share_by_size(cases, native_sizes(plan), *ranks)
@@ -174,9 +176,9 @@ def _report(
     step: int,
 ) -> None:
     """Write, track and print the rows; an ensemble's go to the MLflow run of each member."""
-    from mvl_dist.evaluation import summaries, table, tracked, write_csv
     from mvl_dist.postprocess import POSTPROCESSING
     from mvl_dist.record import record
+    from mvl_dist.score_table import summaries, table, tracked, write_csv
 
     name += "_largest_component" if choice else ""
     path = folder / f"{name}_cases.csv"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +16,15 @@ from mvl_dist.data import ARRAYS_OF, load_image, number_of, region_masks
 from mvl_dist.inference import model_logits
 from mvl_dist.label_resampling import resample_label
 from mvl_dist.labelling import region_logits
-from mvl_dist.metrics import CONVENTIONS, Summary, case_metrics, metric_name, summarise
+from mvl_dist.metrics import GRID_METRICS, case_metrics
 from mvl_dist.native_grid import to_native
 from mvl_dist.plan import Plan
 from mvl_dist.postprocess import Gain, largest_component
 from mvl_dist.regions import ScoredRegion, pairs_to_score, scored_regions
+from mvl_dist.sharing import threads_of_rank
 
-METRICS = (
-    *("dice", "jaccard", "nsd", "hd95_mm", "hd100_mm", "sensitivity", "specificity"),
-    *("predicted_ml", "reference_ml", "false_positive_ml"),
-)
-# Lengths in voxels of the store's grid, and NSD at one of them: what the published code scores by.
-GRID_METRICS = {
-    "dice_grid": "dice",
-    "jaccard_grid": "jaccard",
-    "nsd_grid": "nsd",
-    "hd95_grid_voxels": "hd95_mm",
-    "sensitivity_grid": "sensitivity",
-    "specificity_grid": "specificity",
-}
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -221,118 +206,3 @@ def score_answer(
         for region in distinct
     }
     return {region.name: scored[region.outputs, region.labels] for region in regions}
-
-
-def threads_of_rank() -> int:
-    """Cores that this process may use, shared among the ranks of its machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def share_by_size(
-    items: Sequence[T], sizes: Mapping[T, int], rank: int, world_size: int
-) -> list[T]:
-    """This rank's part of a list, so that the sums of sizes differ little; in the list's order.
-
-    The largest first, each to the rank with least so far (ties to the lower rank), as every rank
-    finds alike. Cases of one task differ in size by a factor of ten.
-    """
-    loads = [0] * world_size
-    mine = set()
-    for item in sorted(items, key=lambda item: -sizes[item]):
-        least = loads.index(min(loads))
-        loads[least] += sizes[item]
-        if least == rank:
-            mine.add(item)
-    return [item for item in items if item in mine]
-
-
-def native_sizes(plan: Plan) -> dict[str, int]:
-    """Voxels of each case's own grid: what its evaluation takes time by."""
-    return {
-        name: int(np.prod(case.native_shape, dtype=np.int64))
-        for name, case in plan.manifest.cases.items()
-    }
-
-
-def summaries(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Summary]]:
-    """Mean, standard deviation and n of defined cases, for each region and metric of the rows."""
-    by_region: dict[str, list[dict[str, float]]] = {}
-    for row in rows:
-        values = {key: row[key] for key in (*METRICS, *GRID_METRICS) if key in row}
-        by_region.setdefault(str(row["region"]), []).append(values)
-    return {region: summarise(values) for region, values in by_region.items()}
-
-
-def tracked(summary: Mapping[str, Mapping[str, Summary]], prefix: str) -> dict[str, float]:
-    """A summary as MLflow's metrics: the mean and n of each metric and region."""
-    values: dict[str, float] = {}
-    for region, metrics in summary.items():
-        for key, value in metrics.items():
-            values[f"{prefix}_{key}/{metric_name(region)}"] = value.mean
-            values[f"{prefix}_n_{key}/{metric_name(region)}"] = value.n
-    return values
-
-
-def table(summary: Mapping[str, Mapping[str, Summary]], tolerance_mm: float) -> str:
-    """What a training ends with: metrics in mm, and at the resampled grid as the paper has them."""
-    lines = _columns(
-        summary,
-        {
-            "dice": "Dice",
-            "nsd": f"NSD at {tolerance_mm:g} mm",
-            "hd95_mm": "HD95 (mm)",
-            "hd100_mm": "HD100 (mm)",
-            "false_positive_ml": "false positive (ml)",
-        },
-    )
-    lines.append("per case on the scan's own grid, against its untouched label")
-    grid = {
-        "dice_grid": "Dice",
-        "nsd_grid": "NSD at 1 voxel",
-        "hd95_grid_voxels": "HD95 (voxels)",
-        "sensitivity_grid": "sensitivity",
-        "specificity_grid": "specificity",
-    }
-    shown = {
-        key: head
-        for key, head in grid.items()
-        if all(key in values and values[key].n for values in summary.values())
-    }
-    if shown:
-        lines += ["", *_columns(summary, shown)]
-        lines.append("the same cases on the resampled grid, as in the paper")
-    return "\n".join([*lines, "", *CONVENTIONS])
-
-
-def _columns(summary: Mapping[str, Mapping[str, Summary]], columns: Mapping[str, str]) -> list[str]:
-    width = max(len("region"), *(len(region) for region in summary))
-    heads = "".join(f"{head:22}" for head in columns.values())
-    lines = [f"{'region':{width}}     n  {heads}".rstrip()]
-    for region, values in summary.items():
-        n = max(values[key].n for key in columns)
-        cells = "".join(f"{_cell(values[key], n):22}" for key in columns)
-        lines.append(f"{region:{width}}  {n:4d}  {cells}".rstrip())
-    return lines
-
-
-def _cell(value: Summary, n: int) -> str:
-    """Mean and deviation, and its own n where fewer cases define it than the row says."""
-    if value.n == 0:
-        return "undefined"
-    spread = f" ±{value.std:6.3f}" if value.n > 1 else ""
-    fewer = f" n={value.n}" if value.n < n else ""
-    return f"{value.mean:7.3f}{spread}{fewer}"
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Per-case rows as CSV, in one step."""
-    import csv
-    import io
-
-    from mvl_dist.files import write_text_atomically
-
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text_atomically(path, text.getvalue())

@@ -18,16 +18,10 @@ def score_best(plan: Plan, folder: Path, tracker: AnyTracker, result: FitResult)
     """Score a run's best model on the held-out cases, shared among the ranks, and track it."""
     import torch.distributed as dist
 
-    from mvl_dist.evaluation import (
-        evaluate_cases,
-        native_sizes,
-        share_by_size,
-        summaries,
-        table,
-        tracked,
-        write_csv,
-    )
+    from mvl_dist.evaluation import evaluate_cases
     from mvl_dist.runs import load_trained
+    from mvl_dist.score_table import summaries, table, tracked, write_csv
+    from mvl_dist.sharing import native_sizes, share_by_size
 
     trained_plan, model = load_trained(folder)
     sizes = native_sizes(plan)

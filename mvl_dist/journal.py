@@ -19,6 +19,8 @@ from mvl_dist.files import write_text_atomically
 JOURNAL = "journal.jsonl"
 SENT = "journal.sent"
 RUN_FILE = "mlflow.json"
+# Tracking address of runs that live in their journals alone until they are sent.
+SPOOL = "spool:"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mvl_dist.config import parse
-from mvl_dist.distributed import StopRequest
 from mvl_dist.errors import UserError
 from mvl_dist.launcher import (
     ROOT,
@@ -33,6 +32,7 @@ from mvl_dist.launcher import (
     visible_gpus,
 )
 from mvl_dist.plan import make_plan, with_batch_for
+from mvl_dist.stopping import StopRequest
 
 STOPPED = 128  # what `launch` returns when it was told to stop; no process ends with it by itself
 

@@ -82,7 +82,7 @@ class Costs:
         training_tflop: of a sample's forward and backward.
         peak_activation_bytes: of a training step of one sample in bf16.
         ms: of a sample's forward; None: not timed.
-        paper: see `measure.PaperFigures`; None: no row in the paper's Tables 4 and 5.
+        paper: see `measure.paper.PaperFigures`; None: no row in the paper's Tables 4 and 5.
     """
 
     name: str
@@ -174,23 +174,26 @@ def costs(name: str, arguments: ModelsArguments, timed: bool) -> Costs:
     """
     import torch
 
-    from mvl_dist.models import measure
     from mvl_dist.models.count import parameter_report
     from mvl_dist.models.empty import build_empty
+    from mvl_dist.models.measure.flop import tflop_per_sample, training_tflop_per_sample
+    from mvl_dist.models.measure.memory import peak_activation_bytes
+    from mvl_dist.models.measure.paper import PAPER_FIGURES
+    from mvl_dist.models.measure.timing import milliseconds_per_sample
 
     config = config_of(name, arguments)
     model = build_empty(config, arguments.channels, arguments.regions, arguments.grid)
     report = parameter_report(model)
     image = (arguments.channels, arguments.grid)
-    paper = measure.PAPER_FIGURES.get(name)
-    tflop = measure.tflop_per_sample(model, *image)
-    training_tflop = measure.training_tflop_per_sample(model, *image)
-    peak = measure.peak_activation_bytes(model, *image, torch.bfloat16)
+    paper = PAPER_FIGURES.get(name)
+    tflop = tflop_per_sample(model, *image)
+    training_tflop = training_tflop_per_sample(model, *image)
+    peak = peak_activation_bytes(model, *image, torch.bfloat16)
     ms = None
     if timed:
         device, dtype, words = where()
         print(f"timing {name} ({tflop:.2f} TFLOP) on {words}", file=sys.stderr, flush=True)
-        ms = measure.milliseconds_per_sample(model, *image, device, dtype)
+        ms = milliseconds_per_sample(model, *image, device, dtype)
     return Costs(
         name=name,
         trainable=report["trainable"] - report["trainable_llm"],

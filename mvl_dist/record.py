@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mvl_dist.ended_runs import sync
 from mvl_dist.errors import UserError
-from mvl_dist.journal import Journal, RunFile
-from mvl_dist.tracking import SPOOL, sync, table_columns
+from mvl_dist.journal import SPOOL, Journal, RunFile
+from mvl_dist.tracking import table_columns
 
 
 def record(

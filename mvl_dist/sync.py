@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from mvl_dist.ended_runs import sync
 from mvl_dist.errors import UserError
 from mvl_dist.journal import RUN_FILE
-from mvl_dist.tracking import sync
 
 
 @dataclass(frozen=True)

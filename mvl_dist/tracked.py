@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mvl_dist.errors import UserError
-from mvl_dist.journal import journalled_experiments, journalled_runs
-from mvl_dist.tracking import SPOOL, answered, connect, short
+from mvl_dist.journal import SPOOL, journalled_experiments, journalled_runs
+from mvl_dist.mlflow_server import answered, connect, short
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from mvl_dist import distributed
+from mvl_dist import distributed, stopping
 from mvl_dist.config import RunConfig, parse, request_key
 from mvl_dist.continuing import differences, told, unfinished
 from mvl_dist.errors import UserError
@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str]) -> RunConfig:
 
 
 if __name__ == "__main__":
-    distributed.hear_signals()
+    stopping.hear_signals()
     try:
         code = main(sys.argv[1:])
         distributed.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from mvl_dist import distributed
+from mvl_dist import distributed, stopping
 from mvl_dist.errors import UserError
 from mvl_dist.plan import make_plan
 from mvl_dist.study.grid import StudyRun
@@ -72,7 +72,7 @@ def _next_runs(selection: Selection) -> Iterator[StudyRun | None]:
 
 
 if __name__ == "__main__":
-    distributed.hear_signals()
+    stopping.hear_signals()
     try:
         code = main(sys.argv[1:])
         distributed.close()

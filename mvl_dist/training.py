@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from mvl_dist import distributed
 from mvl_dist.config import described, identity, request_key
 from mvl_dist.continuing import take_up
+from mvl_dist.ended_runs import fail_for_rank_0
 from mvl_dist.errors import UserError
 from mvl_dist.held_out import score_best
 from mvl_dist.models import MODELS
 from mvl_dist.plan import Plan, with_batch_for
-from mvl_dist.tracking import fail_for_rank_0, open_command
+from mvl_dist.tracking import open_command
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

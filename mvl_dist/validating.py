@@ -11,13 +11,13 @@ import torch.distributed as dist
 
 from mvl_dist.data import CaseDataset, region_masks
 from mvl_dist.distributed import gather_objects
-from mvl_dist.evaluation import share_by_size
 from mvl_dist.inference import forward_calls, volume_logits
 from mvl_dist.labelling import region_logits
 from mvl_dist.losses import region_dice, training_loss
 from mvl_dist.metrics import metric_name
 from mvl_dist.optimizing import dtype_name
 from mvl_dist.plan import Plan
+from mvl_dist.sharing import share_by_size
 from mvl_dist.watchdog import Watchdog
 
 

@@ -1,4 +1,3 @@
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,20 +6,10 @@ import pytest
 import torch
 
 from mvl_dist.config import RunConfig, smoke
-from mvl_dist.evaluation import (
-    GRID_METRICS,
-    METRICS,
-    Prediction,
-    evaluate_cases,
-    share_by_size,
-    summaries,
-    table,
-    tracked,
-    write_csv,
-)
+from mvl_dist.evaluation import Prediction, evaluate_cases
 from mvl_dist.figures import overlay
 from mvl_dist.losses import region_dice
-from mvl_dist.metrics import CONVENTIONS, case_metrics
+from mvl_dist.metrics import GRID_METRICS, METRICS, case_metrics
 from mvl_dist.plan import Plan, make_plan
 from mvl_dist.store import read_array, read_manifest
 
@@ -96,28 +85,6 @@ def test_an_empty_answer_scores_zero_and_the_images_diagonal(plan: Plan) -> None
         assert row["hd95_mm"] == pytest.approx(diagonal)
 
 
-def test_the_table_shows_n_of_defined_cases() -> None:
-    nan = float("nan")
-    rows = [
-        {"region": "a", **dict.fromkeys((*METRICS, *GRID_METRICS), value)}
-        for value in (0.5, 1.0, nan)
-    ]
-    rows[0] = {**rows[0], "sensitivity_grid": nan}
-    text = table(summaries(rows), tolerance_mm=2.0)
-    native, grid = (line.split() for line in text.splitlines() if line.startswith("a   "))
-    assert native[:5] == ["a", "2", "0.750", "±", "0.354"]
-    assert "n=1" in grid  # one case fewer defines the sensitivity
-    assert "NSD at 2 mm" in text
-    assert "NSD at 1 voxel" in text
-
-
-def test_the_conventions_stand_under_every_table() -> None:
-    rows = [{"region": "a", **dict.fromkeys(METRICS, 0.5)}]  # nnU-Net's have no grid of ours
-    text = table(summaries(rows), tolerance_mm=2.0)
-    assert "resampled grid" not in text
-    assert text.endswith("\n".join(CONVENTIONS))
-
-
 def test_rows_name_what_was_scored_and_each_region_its_kind(plan: Plan) -> None:
     kept: list[Prediction] = []
     rows = evaluate_cases(
@@ -152,34 +119,6 @@ def test_grid_figures_count_voxels_of_the_grid_as_the_paper_does(plan: Plan) -> 
     dice = region_dice(mask.roll(1, dims=2) - 0.5, mask)
     assert row["dice_grid"] == pytest.approx(float(dice))
     assert row["hd95_mm"] > 1  # a voxel of the grid is several millimetres
-
-
-def test_mlflow_gets_the_mean_and_n_of_every_region() -> None:
-    rows = [{"region": "a (b)", **dict.fromkeys(METRICS, value)} for value in (0.5, 1.0)]
-    values = tracked(summaries(rows), "test")
-    assert (values["test_dice/a _b_"], values["test_n_dice/a _b_"]) == (0.75, 2)
-
-
-def test_cases_are_shared_out_by_size() -> None:
-    sizes = {"huge": 90, "a": 30, "b": 30, "c": 30, "tiny": 1}
-    shares = [share_by_size(list(sizes), sizes, rank, 2) for rank in range(2)]
-    assert shares == [["huge", "tiny"], ["a", "b", "c"]]
-    cases = {
-        f"case_{n}": int(size)
-        for n, size in enumerate(np.random.default_rng(0).pareto(1, 48) * 100 + 1)
-    }
-    parts = [share_by_size(list(cases), cases, rank, 5) for rank in range(5)]
-    assert sorted(case for part in parts for case in part) == sorted(cases)
-    loads = [sum(cases[case] for case in part) for part in parts]
-    # Greedy by size stays within 4/3 of the best (Graham 1969), which no share undercuts.
-    assert max(loads) <= 4 / 3 * max(sum(cases.values()) / 5, max(cases.values()))
-    assert share_by_size(["a"], {"a": 1}, 1, 2) == []
-
-
-def test_rows_are_written_as_csv(tmp_path: Path) -> None:
-    write_csv([{"case": "a", "dice": 0.25}, {"case": "b", "dice": 1.0}], tmp_path / "x.csv")
-    with (tmp_path / "x.csv").open() as file:
-        assert [row["dice"] for row in csv.DictReader(file)] == ["0.25", "1.0"]
 
 
 def test_the_overlay_is_a_picture(plan: Plan, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Overlap metrics, undefined cases, refused arguments and summaries."""
+"""Overlap metrics, undefined cases and refused arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from mvl_dist.metrics import case_metrics, summarise
+from mvl_dist.metrics import case_metrics
 from tests.oracles import SHAPE, Mask, box, random_blob
 
 ISOTROPIC = (1.0, 1.0, 1.0)
@@ -168,22 +168,3 @@ def test_wrong_arguments_are_refused(
 def test_metrics_need_no_torch() -> None:
     code = "import sys, mvl_dist.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_a_summary_counts_only_the_cases_in_which_a_metric_is_defined() -> None:
-    rows = [{"dice": 1.0, "sensitivity": math.nan}, {"dice": 0.5, "sensitivity": 0.4}]
-    summary = summarise(rows)
-    assert (summary["dice"].mean, summary["dice"].n) == (0.75, 2)
-    assert summary["dice"].std == pytest.approx(math.sqrt(0.125), rel=1e-12)
-    assert (summary["sensitivity"].mean, summary["sensitivity"].n) == (0.4, 1)
-    assert math.isnan(summary["sensitivity"].std)
-
-
-def test_a_summary_of_undefined_values_is_undefined_and_of_no_rows_is_empty() -> None:
-    summary = summarise([{"dice": math.nan}])["dice"]
-    assert math.isnan(summary.mean)
-    assert math.isnan(summary.std)
-    assert summary.n == 0
-    assert summarise([]) == {}
-    with pytest.raises(ValueError, match="same metrics"):
-        summarise([{"dice": 1.0}, {"nsd": 1.0}])

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mvl_dist import metrics
-from mvl_dist.metrics import case_metrics, surfel_area_table
+from mvl_dist import surface_metrics
+from mvl_dist.metrics import case_metrics
+from mvl_dist.surface_metrics import surfel_area_table
 from tests.oracles import (
     SHAPE,
     Mask,
@@ -57,9 +58,9 @@ PAIRS = {
 
 def force(branch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have distances found by one of the two ways alone."""
-    monkeypatch.setattr(metrics, "KDTREE_ALWAYS_BELOW", 0)
+    monkeypatch.setattr(surface_metrics, "KDTREE_ALWAYS_BELOW", 0)
     most = 1.1 if branch == "k-d tree" else 0.0
-    monkeypatch.setattr(metrics, "KDTREE_MAX_SURFEL_FRACTION", most)
+    monkeypatch.setattr(surface_metrics, "KDTREE_MAX_SURFEL_FRACTION", most)
 
 
 @pytest.mark.parametrize("spacing_mm", [*SPACINGS, (0.7, 1.1, 5.3)])
@@ -87,8 +88,8 @@ def test_a_small_surface_takes_the_tree_and_a_noisy_one_the_distance_transform(
     noise: float, uses_tree: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
-    tree = metrics.KDTree
-    monkeypatch.setattr(metrics, "KDTree", lambda *a, **k: taken.append(1) or tree(*a, **k))
+    tree = surface_metrics.KDTree
+    monkeypatch.setattr(surface_metrics, "KDTree", lambda *a, **k: taken.append(1) or tree(*a, **k))
     organ = box((10, 10, 10), (20, 20, 20), (40, 40, 40))
     noisy = organ ^ (np.random.default_rng(0).random(organ.shape) < noise)
     case_metrics(noisy, organ, ISOTROPIC, 1.0)
@@ -157,7 +158,7 @@ def test_concentric_spheres_are_their_difference_of_radii_apart() -> None:
 
 def test_surfels_of_a_sphere_add_up_to_little_more_than_its_area() -> None:
     grid = np.indices((60, 60, 60)) - 29.5
-    codes = metrics._cell_codes((grid**2).sum(axis=0) < 25**2)
+    codes = surface_metrics._cell_codes((grid**2).sum(axis=0) < 25**2)
     area_mm2 = surfel_area_table((2.0, 2.0, 2.0))[codes].sum()
     # Marching cubes on a binary sphere overestimates 4 pi r^2 by 9 %, as terraces do.
     assert area_mm2 / (4 * math.pi * 50**2) == pytest.approx(1.09, abs=0.01)

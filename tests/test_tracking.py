@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mvl_dist.ended_runs import fail_for_rank_0, sync
 from mvl_dist.errors import UserError
 from mvl_dist.journal import JOURNAL
 from mvl_dist.sync import main as sync_command
 from mvl_dist.tracked import search_runs
-from mvl_dist.tracking import Tracker, default_uri, fail_for_rank_0, sync
+from mvl_dist.tracking import Tracker, default_uri
 from tests.debian import NotInstalledError
 from tests.servers import MLflowServer, mlflow_server, postgres
 

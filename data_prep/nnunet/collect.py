@@ -24,14 +24,17 @@ from data_prep.nnunet.layout import (
     model_name,
     sources_checksum,
 )
+from mvl_dist import score_table
 from mvl_dist.errors import UserError
 from mvl_dist.files import full_disk_is_a_user_error, write_text_atomically
 from mvl_dist.metrics import case_metrics
 from mvl_dist.nifti import ALIGNED_MM, ALIGNED_VOXELS, orientation_of, parse_nifti
 from mvl_dist.place import StorePlace
+from mvl_dist.provenance import git_state, versions
 from mvl_dist.regions import pairs_to_score, scored_regions
 from mvl_dist.splits import make_split
 from mvl_dist.store import CaseInfo, Manifest, array_sha256, read_array, read_manifest, regions_of
+from mvl_dist.tracking import Tracker, default_uri
 
 MODEL = "nnunetv2"
 Row = dict[str, Any]
@@ -227,11 +230,6 @@ def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]
         UserError: the folder cannot be written to, or MLflow does not answer (the folder's files
             are whole then, and the same command sends them).
     """
-    # Here because they bring torch.
-    from mvl_dist.evaluation import summaries, table, tracked, write_csv
-    from mvl_dist.provenance import git_state, versions
-    from mvl_dist.tracking import Tracker, default_uri
-
     manifest, task = scores.manifest, scores.manifest.task
     folder = runs / task.name / f"{MODEL}-fold{scores.fold}-{scores.identity}"
     with full_disk_is_a_user_error(runs):
@@ -245,9 +243,9 @@ def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]
     }
     write_text_atomically(folder / "split.json", json.dumps(split.to_dict(), indent=1))
     write_text_atomically(folder / "run.json", json.dumps(about, indent=1))
-    write_csv(scores.rows, folder / "test_cases.csv")
+    score_table.write_csv(scores.rows, folder / "test_cases.csv")
 
-    summary = summaries(scores.rows)
+    summary = score_table.summaries(scores.rows)
     tracker = Tracker(folder, default_uri(runs), experiment, folder.name)
     tracker.params(
         {
@@ -270,8 +268,8 @@ def record(scores: Scores, runs: Path, experiment: str) -> tuple[Path, str, str]
             **{f"version.{name}": version for name, version in versions().items()},
         }
     )
-    tracker.metrics(0, **tracked(summary, "test"))
+    tracker.metrics(0, **score_table.tracked(summary, "test"))
     tracker.table(scores.rows, "test_cases.json")
     for name in ("split.json", "run.json", "test_cases.csv"):
         tracker.artifact(folder / name)
-    return folder, table(summary, task.tolerance_mm), tracker.close("FINISHED")
+    return folder, score_table.table(summary, task.tolerance_mm), tracker.close("FINISHED")

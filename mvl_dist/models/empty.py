@@ -9,7 +9,7 @@ from mvl_dist.models import MODELS, Shape3D, build_model
 from mvl_dist.models.donors import Donor, absolute_layers, open_source
 from mvl_dist.models.donors.families import family_of
 from mvl_dist.models.donors.sources import KNOWN_SHAPES
-from mvl_dist.models.measure import WithoutWeights
+from mvl_dist.models.weightless import WithoutWeights
 
 if TYPE_CHECKING:
     from torch import nn

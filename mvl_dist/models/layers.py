@@ -9,7 +9,7 @@ import torch
 from mvl_dist.memory import Layers
 from mvl_dist.models import Shape3D
 from mvl_dist.models.empty import build_empty
-from mvl_dist.models.measure import peak_activation_bytes
+from mvl_dist.models.measure.memory import peak_activation_bytes
 
 if TYPE_CHECKING:
     from mvl_dist.config import ModelConfig

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from mvl_dist.errors import UserError
+from mvl_dist.journal import SPOOL
+from mvl_dist.mlflow_server import KIND, TRAINING, replace_table
 from mvl_dist.report.results import Results, Slot
 from mvl_dist.showcase import rank_cases
 from mvl_dist.tracked import asked
-from mvl_dist.tracking import KIND, SPOOL, TRAINING, replace_table
 
 PARENT = "mlflow.parentRunId"
 ROLE = "mvl.role"

@@ -44,7 +44,7 @@ def _shape(slots: Sequence[Slot]) -> Shape | None:
 @functools.cache
 def _forward_gflop(shape: Shape) -> float:
     from mvl_dist.models.empty import build_empty
-    from mvl_dist.models.measure import tflop_per_sample
+    from mvl_dist.models.measure.flop import tflop_per_sample
 
     model = build_empty(shape.model, shape.in_channels, 1, shape.grid)
     return 1000 * tflop_per_sample(model, shape.in_channels, shape.grid)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mvl_dist.errors import UserError
-from mvl_dist.journal import curve
+from mvl_dist.journal import SPOOL, curve
 from mvl_dist.showcase import FILE, FOLDER, Showcase
 from mvl_dist.tracked import artifact_file, experiment_names, metric_curve, search_runs
-from mvl_dist.tracking import SPOOL
 
 ROWS = "test_cases.csv"
 VALIDATION_ROWS = "validation_cases.csv"

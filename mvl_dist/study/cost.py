@@ -66,9 +66,9 @@ def shape_of(config: RunConfig, task: Task | None) -> Shape:
 
 @functools.lru_cache(maxsize=256)
 def training_tflop(shape: Shape) -> float:
-    """TFLOP of a training sample, counted without weights (`models.measure`)."""
+    """TFLOP of a training sample, counted without weights (`models.measure.flop`)."""
     from mvl_dist.models.empty import build_empty
-    from mvl_dist.models.measure import training_tflop_per_sample
+    from mvl_dist.models.measure.flop import training_tflop_per_sample
 
     model = build_empty(shape.model, shape.in_channels, 1, shape.grid)
     return training_tflop_per_sample(model, shape.in_channels, shape.grid)

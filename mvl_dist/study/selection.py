@@ -11,13 +11,14 @@ from typing import Annotated
 import tyro
 
 from mvl_dist.config import RunConfig, StoreFlag
+from mvl_dist.ended_runs import mark_failed
 from mvl_dist.errors import UserError
 from mvl_dist.plan import data_checksum
 from mvl_dist.store import read_manifest
 from mvl_dist.study.grid import Study, StudyRun, load_study, select
 from mvl_dist.study.smoke import smoke_study, tasks_of
 from mvl_dist.study.status import Found, is_open, states
-from mvl_dist.tracking import default_uri, mark_failed
+from mvl_dist.tracking import default_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT / "studies" / "paper.yaml"

@@ -12,19 +12,16 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvl_dist.config import ModelConfig
-from mvl_dist.models import build_model, measure
+from mvl_dist.models import build_model
 from mvl_dist.models.count import parameter_report
 from mvl_dist.models.donors import Donor, llama
 from mvl_dist.models.donors.sources import KNOWN_SHAPES
-from mvl_dist.models.measure import (
-    PAPER_FIGURES,
-    WithoutWeights,
-    fill_weights,
-    milliseconds_per_sample,
-    peak_activation_bytes,
-    tflop_per_sample,
-    training_tflop_per_sample,
-)
+from mvl_dist.models.measure import flop
+from mvl_dist.models.measure.flop import tflop_per_sample, training_tflop_per_sample
+from mvl_dist.models.measure.memory import peak_activation_bytes
+from mvl_dist.models.measure.paper import PAPER_FIGURES
+from mvl_dist.models.measure.timing import milliseconds_per_sample
+from mvl_dist.models.weightless import WithoutWeights, fill_weights
 
 PAPER_GRID = (128, 128, 128)
 T = 16**3  # tokens of 8^3 voxels in 128^3
@@ -300,16 +297,16 @@ def test_grouped_query_attention_counts_as_if_each_querys_head_had_its_own_key(
     """torch 2.11's formulas refuse fewer heads of keys than of queries; newer ones do not."""
     query, fewer, all_heads = (2, 9, 64, 16), (2, 3, 64, 16), (2, 9, 64, 16)
     for name, ours in (
-        ("sdpa_flop_count", measure._flash_forward),
-        ("sdpa_backward_flop_count", measure._flash_backward),
+        ("sdpa_flop_count", flop._flash_forward),
+        ("sdpa_backward_flop_count", flop._flash_backward),
     ):
-        formula = getattr(measure, name)
+        formula = getattr(flop, name)
 
         def strict(*shapes: tuple[int, ...], formula: Any = formula) -> int:
             assert len({shape[1] for shape in shapes}) == 1
             return int(formula(*shapes))
 
-        monkeypatch.setattr(measure, name, strict)
+        monkeypatch.setattr(flop, name, strict)
         gradient = (query,) if "backward" in name else ()
         assert ours(*gradient, query, fewer, fewer) == formula(
             *gradient, query, all_heads, all_heads

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from mvl_dist.evaluation import METRICS, write_csv
+from mvl_dist.metrics import METRICS
+from mvl_dist.score_table import write_csv
 from mvl_dist.study.grid import Study, StudyRun, load_study
 from mvl_dist.tracking import Tracker
 

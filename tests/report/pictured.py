@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mvl_dist import exhibit, runs
-from mvl_dist.evaluation import evaluate_cases, write_csv
+from mvl_dist.evaluation import evaluate_cases
 from mvl_dist.plan import make_plan
+from mvl_dist.score_table import write_csv
 from mvl_dist.showcase import FILE, FOLDER
 from mvl_dist.study.grid import Study, StudyRun, load_study
 from mvl_dist.tracking import Tracker

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mvl_dist.evaluation import write_csv
 from mvl_dist.report.layout import Table, to_csv, to_latex
 from mvl_dist.report.ranks import ranking_table
 from mvl_dist.report.results import Results
 from mvl_dist.report.source import Source
 from mvl_dist.report.unseen import out_of_fold_table
+from mvl_dist.score_table import write_csv
 from mvl_dist.study.grid import Study, StudyRun, load_study
 from mvl_dist.tracking import Tracker
 from tests.report.logged import RANDOM, VARIANTS, cases, log_run, rows_of, spool, write_study

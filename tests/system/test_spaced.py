@@ -12,9 +12,10 @@ import psutil
 import pytest
 import yaml
 
-from mvl_dist.evaluation import GRID_METRICS, METRICS, share_by_size
 from mvl_dist.inference import forward_calls
+from mvl_dist.metrics import GRID_METRICS, METRICS
 from mvl_dist.runs import load_trained
+from mvl_dist.sharing import share_by_size
 from mvl_dist.store import read_manifest
 from tests.system.launching import (
     REPO,
