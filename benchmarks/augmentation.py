@@ -10,7 +10,9 @@ after sample, image and label each resampled for the affine map.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
+import gc
 import math
 import platform
 import statistics
@@ -114,6 +116,8 @@ def peak_mb(work: Callable[[], object]) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what another way left would be taken again unseen
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
     before = _resident_kb("VmRSS")
     work()

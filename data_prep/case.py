@@ -149,7 +149,8 @@ def convert(job: Job) -> Outcome:
     """Read, normalise, resample and write a case; nothing half-written is left by any failure.
 
     Raises:
-        UserError: the store cannot be written to. A bad case is an outcome, not an exception.
+        UserError: the store cannot be written to, or the GPU cannot be used. A bad case is an
+            outcome, not an exception.
     """
     scan = _read(job)
     if isinstance(scan, Outcome):

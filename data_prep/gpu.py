@@ -52,22 +52,31 @@ def fill_on_gpu(
     """`fill` on the GPU that `take_gpu` gave this process.
 
     Raises:
-        UserError: its memory is too small.
+        UserError: its memory is too small, or CUDA refuses the work (a GPU in another's exclusive
+            use, or one that torch has no kernels for).
     """
     assert _device is not None
     try:
-        fill(volume, scale, outs, _device)
-    except RuntimeError as error:  # of CUDA's start too, which is no torch.OutOfMemoryError
-        if "out of memory" not in str(error):
+        # Made current, or emptying would start CUDA on the first GPU too, half a GB a process.
+        with torch.cuda.device(_device):
+            fill(volume, scale, outs, _device)
+            torch.cuda.empty_cache()  # what this process keeps for later another may need now
+    except RuntimeError as error:  # out of memory at CUDA's start is no torch.OutOfMemoryError
+        said = str(error).splitlines()[0]
+        if "out of memory" in said:
+            shape = "x".join(map(str, volume.shape))
+            problem = (
+                f"a volume of {shape} voxels and what the other processes hold do not fit into the "
+                f"memory of {_device}"
+            )
+        elif said.startswith("CUDA"):
+            problem = f"{_device} does not take the work ({said})"
+        else:
             raise
-        shape = "x".join(map(str, volume.shape))
         raise UserError(
-            f"--resample-on cuda: a volume of {shape} voxels and what the other processes hold do "
-            f"not fit into the memory of {_device}; cases already written are kept: run the same "
-            "command again with fewer --workers, or with --resample-on cpu"
+            f"--resample-on cuda: {problem}; cases already written are kept: run the same command "
+            "again with fewer --workers, or with --resample-on cpu"
         ) from error
-    finally:
-        torch.cuda.empty_cache()  # what this process keeps for later another may need now
 
 
 def fill(

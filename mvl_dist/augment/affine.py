@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mvl_dist.augment.rows import rows
+from mvl_dist.augment.batch import rows, sent
 
 Seed = tuple[int, int, int]
 Array = npt.NDArray[np.floating]
@@ -103,10 +103,7 @@ def resample(
     Returns:
         Image and target, both as float32, target of 0 and 1.
     """
-    theta = torch.from_numpy(np.stack(maps))
-    grid = F.affine_grid(
-        theta.to(image.device), [len(maps), 1, *image.shape[2:]], align_corners=False
-    )
+    grid = places(sent(np.stack(maps), image.device), image.shape[2:])
     moved = F.grid_sample(
         image.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -118,6 +115,25 @@ def resample(
         align_corners=False,
     )
     return moved, (masks > 0.5).float()
+
+
+def places(theta: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """`F.affine_grid` without align_corners, (B, D, H, W, 3): from where each voxel is fetched.
+
+    Summed here, because a matrix product's last bit may follow the batch's size, and because it is
+    allowed to run in TF32 where a user chose so: a tenth of a voxel at 128.
+
+    Args:
+        theta: (B, 3, 4) float32.
+        shape: D, H, W.
+    """
+    grid = theta[:, None, None, None, :, 3]
+    for axis in range(3):  # D, H, W are the columns z, y, x
+        size = shape[axis]
+        steps = torch.arange(size, dtype=torch.float32, device=theta.device)
+        centres = ((2 * steps + 1) / size - 1).view(*(-1 if k == axis else 1 for k in range(3)), 1)
+        grid = grid + centres * theta[:, None, None, None, :, 2 - axis]
+    return grid
 
 
 def move(

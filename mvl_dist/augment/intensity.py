@@ -6,7 +6,7 @@ resampled, or None. What becomes of a sample does not depend on those beside it,
 are summed by `halved_sums`, as the order of torch's sums follows the batch's size.
 
 Ranges and formulas are nnU-Net's (nnunetv2 2.8.1 with batchgeneratorsv2 0.3.6). Statistics stay on
-the device, so that nothing waits for it.
+the device, and what is drawn is sent without waiting for it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvl_dist.augment.batch import sent
 from mvl_dist.augment.noise import normal_fields
 
 Generators = Sequence[np.random.Generator]
@@ -37,7 +37,7 @@ def gaussian_noise(image: Tensor, generators: Generators, coarse: int | None) ->
     deviations = [generator.uniform(*NOISE_DEVIATION) for generator in generators]
     keys = [generator.integers(0, 2**32, 2) for generator in generators]
     noise = normal_fields(image.shape[1:], np.stack(keys), image.device)
-    image += noise.mul_(_beside(image, np.array(deviations)))
+    image += noise.mul_(_beside(image, np.array(deviations)[:, None]))
 
 
 def gaussian_blur(image: Tensor, generators: Generators, coarse: int | None) -> None:
@@ -47,7 +47,7 @@ def gaussian_blur(image: Tensor, generators: Generators, coarse: int | None) -> 
     chosen = np.flatnonzero(_some_channels(channels, generators))
     if not chosen.size:
         return
-    volumes, where = image.view(-1, *image.shape[2:]), torch.from_numpy(chosen).to(image.device)
+    volumes, where = image.view(-1, *image.shape[2:]), sent(chosen, image.device)
     taken = volumes.index_select(0, where)
     volumes.index_copy_(0, where, blurred(taken, np.concatenate(sigmas)[chosen]))
 
@@ -104,23 +104,29 @@ def inverted_gamma(image: Tensor, generators: Generators, coarse: int | None) ->
 
 def blurred(volumes: Tensor, sigmas: npt.NDArray[np.floating]) -> Tensor:
     """(M, D, H, W) blurred by Gaussians cut at three voxels; `sigmas` (M, 3) in voxels."""
+    radii = [min(BLUR_RADIUS_VOXELS, length - 1) for length in volumes.shape[1:]]
+    by_axis = [_weights(sigmas[:, axis], radius) for axis, radius in enumerate(radii)]
+    weights = _beside(volumes, np.stack(by_axis))
     # Shifted slices instead of a convolution, which cuDNN may run in TF32.
-    for axis in range(3):
+    for axis, radius in enumerate(radii):
         length = volumes.shape[1 + axis]
-        radius = min(BLUR_RADIUS_VOXELS, length - 1)
-        weights = np.exp(-0.5 * (np.arange(radius + 1) / sigmas[:, axis, None]) ** 2)
-        weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
         pads = [0] * 6
         pads[2 * (2 - axis)] = pads[2 * (2 - axis) + 1] = radius
         padded = F.pad(volumes, pads, mode="reflect")
-        centre, *further = (_beside(volumes, column) for column in weights.T)
-        total = volumes * centre
-        for shift, weight in enumerate(further, start=1):
+        total = volumes * weights[axis, 0]
+        for shift in range(1, radius + 1):
             before = padded.narrow(1 + axis, radius - shift, length)
             after = padded.narrow(1 + axis, radius + shift, length)
-            total.add_((before + after).mul_(weight))
+            total.add_((before + after).mul_(weights[axis, shift]))
         volumes = total
     return volumes
+
+
+def _weights(sigma: npt.NDArray[np.floating], radius: int) -> npt.NDArray[np.floating]:
+    """Of the middle voxel and of those beside it, (4, M); 0 beyond the radius."""
+    steps = np.arange(BLUR_RADIUS_VOXELS + 1)[:, None]
+    weights = np.where(steps <= radius, np.exp(-0.5 * (steps / sigma) ** 2), 0.0)
+    return weights / (weights[0] + 2 * weights[1:].sum(axis=0))
 
 
 def halved_sums(values: Tensor) -> Tensor:
@@ -170,7 +176,6 @@ def _factors(image: Tensor, generators: Generators, bounds: tuple[float, float])
     return _beside(image, np.stack(factors))
 
 
-def _beside(values: Tensor, numbers: npt.NDArray[np.floating]) -> Tensor:
-    """Numbers of the leading axes as float32 on the device of `values`, to be broadcast over it."""
-    there = torch.from_numpy(numbers.astype(np.float32)).to(values.device)
-    return there.view(*numbers.shape, *(1,) * (values.dim() - numbers.ndim))
+def _beside(volumes: Tensor, numbers: npt.NDArray[np.floating]) -> Tensor:
+    """Numbers of volumes (..., D, H, W), as float32 where these are, (..., 1, 1, 1)."""
+    return sent(numbers.astype(np.float32)[..., None, None, None], volumes.device)

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mvl_dist.augment.batch import sent
+
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -52,7 +54,7 @@ def normal_fields(
         keys: (N, 2) words of 32 bits; another key gives another field.
     """
     size = math.prod(shape)
-    key = torch.from_numpy(keys.astype(np.int64)).to(device).T[:, :, None]
+    key = sent(keys.astype(np.int64), device).T[:, :, None]
     index = torch.arange(-(-size // 4), dtype=torch.int64, device=device)
     nothing = torch.zeros_like(index)
     words = philox((index & _LOW, index >> 32, nothing, nothing), (key[0], key[1]))

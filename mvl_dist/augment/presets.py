@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvl_dist.augment import intensity
 from mvl_dist.augment.affine import Seed, coarse_axis, move, paper_map, resample, strong_map
-from mvl_dist.augment.rows import rows
+from mvl_dist.augment.batch import rows, sent
 from mvl_dist.tasks import AXES, Task
 
 Transform = Callable[[Tensor, Sequence[np.random.Generator], int | None], None]
@@ -130,8 +130,8 @@ def _change_values(
             with rows(image, list(generators)) as samples:
                 step.transform(samples, list(generators.values()), coarse)
     if anatomy.keeps_background:
-        touched = torch.tensor([row in changed for row in range(len(seeds))], device=image.device)
-        background &= touched.view(-1, 1, 1, 1, 1)
+        touched = np.array([row in changed for row in range(len(seeds))])
+        background &= sent(touched, image.device).view(-1, 1, 1, 1, 1)
         torch.where(background, lowest, image, out=image)
 
 

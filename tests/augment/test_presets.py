@@ -13,6 +13,7 @@ from mvl_dist.tasks import TASKS
 
 ANATOMY = Anatomy((1.5, 1.0, 0.8), (2,), keeps_background=True)
 CASES = 7
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def case(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,27 +21,28 @@ def case(index: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values.half(), (values > 0.3).to(torch.uint8)
 
 
-def augmented(name: str, items: list[Item]) -> list[torch.Tensor]:
+def augmented(name: str, items: list[Item], device: str = "cpu") -> list[torch.Tensor]:
     """Image and target of each item after one call with all of them."""
     cases = (case(item.case) for item in items)
-    image, target = (torch.stack(parts) for parts in zip(*cases, strict=True))
+    image, target = (torch.stack(parts).to(device) for parts in zip(*cases, strict=True))
     seeds = [(5, item.epoch, item.position) for item in items]
     image, target = PRESETS[name](image, target, seeds, ANATOMY)
     return [torch.cat(parts) for parts in zip(image, target, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["paper", "strong"])
-def test_a_batch_of_four_is_four_batches_of_one(name: str) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, on_gpu])])
+def test_a_batch_of_four_is_four_batches_of_one(name: str, device: str) -> None:
     for epoch in range(25):
         items = [Item(number, number, epoch) for number in range(4)]
         torch.manual_seed(epoch)
-        together = augmented(name, items)
+        together = augmented(name, items, device)
         torch.manual_seed(-epoch)
-        apart = [augmented(name, [item])[0] for item in reversed(items)][::-1]
+        apart = [augmented(name, [item], device)[0] for item in reversed(items)][::-1]
         assert all(torch.equal(*pair) for pair in zip(together, apart, strict=True))
 
 
-def test_a_sample_depends_neither_on_those_beside_it_nor_on_where_a_thread_ends() -> None:
+def test_where_a_threads_part_of_a_batch_ends_a_sample_does_not_change() -> None:
     values = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 1, 37, 96, 33))).float()
     everything = [Step(1.0, step.transform) for step in STRONG]
     threads, seeds = torch.get_num_threads(), [(5, 0, position) for position in range(6)]
@@ -101,6 +103,21 @@ def test_each_step_is_applied_as_often_as_nnunet_applies_it(step: Step) -> None:
     changed, _ = strong(batch, batch[:, :1], seeds, anatomy, (step,))
     share = float((moved != changed).flatten(1).any(1).float().mean())
     assert share == pytest.approx(expected, abs=4 * (expected / count) ** 0.5)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_the_host_waits_for_no_step_on_a_gpu() -> None:
+    values = torch.randn(6, 2, 16, 17, 18, device="cuda")
+    target, everything = values > 0, [Step(0.6, step.transform) for step in STRONG]
+    seeds = [(0, 0, position) for position in range(6)]
+    strong(values, target, seeds, ANATOMY, everything)  # its first call starts CUDA's libraries
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        strong(values, target, seeds, ANATOMY, everything)
+        PRESETS["paper"](values, target, seeds, ANATOMY)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_step_is_one_call_for_all_samples_that_drew_it() -> None:

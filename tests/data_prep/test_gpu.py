@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import warnings
@@ -139,6 +140,7 @@ def test_the_command_makes_the_same_store_and_changes_the_way_amid_it(
     """Torch's CPU stands in for the GPU; the next test has a real one."""
     monkeypatch.setattr(gpu, "take_gpu", lambda number: None)
     monkeypatch.setattr(gpu, "_device", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     filled = []
     fill = gpu.fill
     monkeypatch.setattr(gpu, "fill", lambda *given: (filled.append(given[3]), fill(*given)))
@@ -167,7 +169,7 @@ def test_a_gpu_makes_the_same_store(
         convert_tiny(phantom_root / task, tmp_path / on, workers=workers, resample_on=on)[1]
         for on in ("cpu", "cuda")
     ]
-    assert manifests[0].checksum == manifests[1].checksum
+    assert manifests[0] == manifests[1]
 
 
 @pytest.mark.gpu
@@ -201,17 +203,37 @@ def test_several_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None
     assert taken == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
 
 
-@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
-def test_a_full_gpu_is_one_line_that_says_how_to_mend_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RuntimeError]
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more."),
+            r"6x10x8 voxels .* cuda:1; ",
+        ),
+        (
+            RuntimeError("CUDA error: out of memory\nAnd more."),
+            r"6x10x8 voxels .* cuda:1; ",
+        ),
+        (
+            RuntimeError(
+                "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nAnd more."
+            ),
+            r"cuda:1 does not take the work \(CUDA error: .* unavailable\); ",
+        ),
+    ],
+    ids=["full", "full at its start", "another's"],
+)
+def test_a_gpu_that_cannot_be_used_is_one_line_that_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, message: str
 ) -> None:
-    def full(*given: object) -> None:
-        raise kind("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more lines.")
+    def refuse(*given: object) -> None:
+        raise error
 
     monkeypatch.setattr(gpu, "take_gpu", lambda number: None)
     monkeypatch.setattr(gpu, "_device", torch.device("cuda", 1))
-    monkeypatch.setattr(gpu, "fill", full)
-    with pytest.raises(UserError, match=r"6x10x8 voxels .* cuda:1; .* fewer --workers") as caught:
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(gpu, "fill", refuse)
+    with pytest.raises(UserError, match=message + ".* fewer --workers") as caught:
         convert_tiny(make_tiny(tmp_path), tmp_path / "s", resample_on="cuda")
     assert "\n" not in str(caught.value)
 

@@ -1,10 +1,12 @@
-"""Some samples of a batch, for changes in place."""
+"""Some samples of a batch for changes in place, and numbers sent to where the batch is."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,7 +18,13 @@ def rows(batch: Tensor, chosen: Sequence[int]) -> Iterator[Tensor]:
     if end - first == len(chosen):  # side by side, as one row is: no copy
         yield batch[first:end]
         return
-    where = torch.tensor(chosen, device=batch.device)
+    where = sent(np.array(chosen), batch.device)
     samples = batch.index_select(0, where)
     yield samples
     batch.index_copy_(0, where, samples)
+
+
+def sent(numbers: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """An array on a device; the GPU's queue is not waited for, as a plain copy would."""
+    there = torch.from_numpy(numbers)
+    return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
