@@ -22,6 +22,11 @@ from mvl_dist.tasks import AXES, Task
 Transform = Callable[[Tensor, Sequence[np.random.Generator], int | None], None]
 
 
+# Values that a step changes in one call, at most: on a CPU those that stay near its caches, on a
+# GPU those that noise, whose words take 24 bytes each, has room for.
+_VALUES_ON_CPU, _VALUES_ON_GPU = 1 << 22, 1 << 27
+
+
 @dataclass(frozen=True)
 class Step:
     """A transform of values and the probability that it is applied to a sample."""
@@ -125,10 +130,14 @@ def _change_values(
     if anatomy.keeps_background:
         background, lowest = _background(image)
     coarse = coarse_axis(anatomy.spacing_mm)
+    most = _VALUES_ON_CPU if image.device.type == "cpu" else _VALUES_ON_GPU
+    at_once = max(1, most // image[0].numel())
     for step, generators in zip(steps, drawn, strict=True):
-        if generators:
-            with rows(image, list(generators)) as samples:
-                step.transform(samples, list(generators.values()), coarse)
+        chosen, theirs = list(generators), list(generators.values())
+        for start in range(0, len(chosen), at_once):
+            part = slice(start, start + at_once)
+            with rows(image, chosen[part]) as samples:
+                step.transform(samples, theirs[part], coarse)
     if anatomy.keeps_background:
         touched = np.array([row in changed for row in range(len(seeds))])
         background &= sent(touched, image.device).view(-1, 1, 1, 1, 1)

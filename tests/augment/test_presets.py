@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mvl_dist.augment import PRESETS, Anatomy
+from mvl_dist.augment import PRESETS, Anatomy, presets
 from mvl_dist.augment.presets import STRONG, Step, strong
 from mvl_dist.data import Item, RankBatches
 from mvl_dist.tasks import TASKS
@@ -120,7 +120,11 @@ def test_the_host_waits_for_no_step_on_a_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_step_is_one_call_for_all_samples_that_drew_it() -> None:
+@pytest.mark.parametrize("samples_a_call", [64, 7])
+def test_a_step_is_one_call_for_all_samples_that_drew_it_and_have_room(
+    samples_a_call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets, "_VALUES_ON_CPU", samples_a_call * 27)
     calls: list[tuple[int, int, int | None]] = []
 
     def doubled(
@@ -136,8 +140,9 @@ def test_a_step_is_one_call_for_all_samples_that_drew_it() -> None:
         values = strong(image, image, order, anatomy, (step,))[0][:, 0, 0, 0, 0]
         changed = int((values > 7.5).sum())
         assert 16 < changed < 48
-        assert calls.pop() == (changed, changed, 0)
-        assert not calls
+        full, rest = divmod(changed, samples_a_call)
+        assert calls == [(size, size, 0) for size in [samples_a_call] * full + [rest] * bool(rest)]
+        calls.clear()
 
 
 def test_steps_are_drawn_independently_of_each_other() -> None:

@@ -89,11 +89,13 @@ def test_the_packages_planner_accepts_the_export_and_keeps_our_folds(tiny: Expor
 
 
 WAITING = """
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from data_prep.nnunet.run import _run
 from mvl_dist.errors import UserError
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 try:
     _run(Path(sys.argv[1]), [sys.argv[2]], SimpleNamespace(output=Path("."), dataset="Dataset504"))
 except UserError as error:
