@@ -145,9 +145,10 @@ def main() -> None:
         way(image, target, options.rounds)
     for turn in range(options.rounds):
         for name, way in WAYS.items():
-            work = functools.partial(way, image, target, turn)
-            times[name].append(seconds(work))
-            peaks[name].append(peak_mb(work))
+            times[name].append(seconds(functools.partial(way, image, target, turn)))
+    for turn in range(options.rounds):  # apart, as it gives memory back that the times would need
+        for name, way in WAYS.items():
+            peaks[name].append(peak_mb(functools.partial(way, image, target, turn)))
     size = image.float().nbytes / 1e6
     print(f"{options.batch} x {CHANNELS} x {options.grid}^3 ({size:.0f} MB in float32), a batch:")
     for name, found in times.items():

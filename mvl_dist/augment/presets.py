@@ -22,9 +22,8 @@ from mvl_dist.tasks import AXES, Task
 Transform = Callable[[Tensor, Sequence[np.random.Generator], int | None], None]
 
 
-# Values that a step changes in one call, at most: on a CPU those that stay near its caches, on a
-# GPU those that noise, whose words take 24 bytes each, has room for.
-_VALUES_ON_CPU, _VALUES_ON_GPU = 1 << 22, 1 << 27
+# Values that a step changes in one call, at most: noise takes 24 bytes for each on its way.
+_VALUES_AT_ONCE = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def _change_values(
     if anatomy.keeps_background:
         background, lowest = _background(image)
     coarse = coarse_axis(anatomy.spacing_mm)
-    most = _VALUES_ON_CPU if image.device.type == "cpu" else _VALUES_ON_GPU
-    at_once = max(1, most // image[0].numel())
+    at_once = max(1, _VALUES_AT_ONCE // image[0].numel())
     for step, generators in zip(steps, drawn, strict=True):
         chosen, theirs = list(generators), list(generators.values())
         for start in range(0, len(chosen), at_once):

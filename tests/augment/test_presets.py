@@ -124,7 +124,7 @@ def test_the_host_waits_for_no_step_on_a_gpu() -> None:
 def test_a_step_is_one_call_for_all_samples_that_drew_it_and_have_room(
     samples_a_call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presets, "_VALUES_ON_CPU", samples_a_call * 27)
+    monkeypatch.setattr(presets, "_VALUES_AT_ONCE", samples_a_call * 27)
     calls: list[tuple[int, int, int | None]] = []
 
     def doubled(
