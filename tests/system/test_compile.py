@@ -25,9 +25,12 @@ def test_two_compiled_ranks_follow_the_curve_of_two_that_are_not(
 ) -> None:
     found = []
     for compiled in ("False", "True"):
-        output = tmp_path / compiled
-        done = launch([*flags, "--output", str(output), "--compile", compiled])
+        output, kernels = tmp_path / compiled, tmp_path / f"kernels-{compiled}"
+        options = [*flags, "--output", str(output), "--compile", compiled]
+        done = launch(options, TORCHINDUCTOR_CACHE_DIR=str(kernels))
         assert done.code == 0, done.errors
+        # The losses may agree to the bit: that they are compiled operations' shows here.
+        assert bool(list(kernels.rglob("*.so"))) == (compiled == "True")
         assert tags(output)["compile"] == compiled
         found.append((run_folder(output).name, curve(output), curve(output, "val_loss")))
     (name, losses, validation), (other_name, other_losses, other_validation) = found
@@ -35,7 +38,6 @@ def test_two_compiled_ranks_follow_the_curve_of_two_that_are_not(
     assert len(losses) > 3
     assert other_losses == pytest.approx(losses, rel=RELATIVE_TOLERANCE)
     assert other_validation == pytest.approx(validation, rel=RELATIVE_TOLERANCE)
-    assert other_losses != losses  # other operations have run
 
 
 def test_zero_3_is_one_line_and_leaves_nothing(flags: list[str], tmp_path: Path) -> None:
