@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import tempfile
 
 from torch import nn
 
@@ -22,7 +24,7 @@ def check_compile(zero_stage: int, device: str) -> None:
         device: kind of device that the training runs on, `cuda` or `cpu`.
 
     Raises:
-        UserError: ZeRO-3, or no compiler for the device.
+        UserError: ZeRO-3, no compiler for the device, or a folder that its command would break at.
     """
     if zero_stage == 3:
         raise UserError(
@@ -38,6 +40,12 @@ def check_compile(zero_stage: int, device: str) -> None:
         raise UserError(
             f"--compile True: torch.compile needs a C++ compiler ({', '.join(COMPILERS)}), and "
             "none is in PATH: load one (on a cluster 'module load gcc'), or leave --compile out"
+        )
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    if any(map(str.isspace, folder)):
+        raise UserError(
+            f"--compile True: torch.compile writes to '{folder}', and the command that it compiles "
+            "with breaks at a space: set TORCHINDUCTOR_CACHE_DIR to a folder without one"
         )
 
 

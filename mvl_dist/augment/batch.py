@@ -28,3 +28,12 @@ def sent(numbers: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     """An array on a device; the GPU's queue is not waited for, as a plain copy would."""
     there = torch.from_numpy(numbers)
     return there.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else there
+
+
+def apart(values: Tensor) -> Sequence[Tensor]:
+    """A batch in parts, for functions whose last bit may follow the size of what they are given.
+
+    On a CPU a logarithm, cosine or power does, where a thread's part ends: sample by sample there,
+    all at once on a GPU, which takes each value by itself.
+    """
+    return values.split(1) if values.device.type == "cpu" else (values,)

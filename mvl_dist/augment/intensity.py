@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvl_dist.augment.batch import sent
+from mvl_dist.augment.batch import apart, sent
 from mvl_dist.augment.noise import normal_fields
 
 Generators = Sequence[np.random.Generator]
@@ -68,15 +69,15 @@ def low_resolution(image: Tensor, generators: Generators, coarse: int | None) ->
     """Half of the channels as if scanned with fewer voxels: nearest down, linear up."""
     channels = image.shape[1]
     scales = [generator.uniform(*LOW_RESOLUTION, channels) for generator in generators]
-    # Each to a size of its own, so one after the other.
-    for sample, channel in np.argwhere(_some_channels(channels, generators)):
-        values = image[sample, channel][None, None]
-        size = [
-            length if axis == coarse else max(round(length * scales[sample][channel]), 1)
-            for axis, length in enumerate(image.shape[2:])
-        ]
-        fewer = F.interpolate(values, size, mode="nearest-exact")
-        values.copy_(F.interpolate(fewer, image.shape[2:], mode="trilinear"))
+    chosen = np.flatnonzero(_some_channels(channels, generators))
+    if not chosen.size:
+        return
+    shape = np.array(image.shape[2:])
+    fewer = np.maximum(np.round(np.concatenate(scales)[chosen, None] * shape), 1).astype(int)
+    if coarse is not None:
+        fewer[:, coarse] = shape[coarse]
+    volumes, where = image.view(-1, *image.shape[2:]), sent(chosen, image.device)
+    volumes.index_copy_(0, where, coarsened(volumes.index_select(0, where), fewer))
 
 
 def gamma(image: Tensor, generators: Generators, coarse: int | None) -> None:
@@ -87,8 +88,8 @@ def gamma(image: Tensor, generators: Generators, coarse: int | None) -> None:
     low, high = _range(image)
     reach = high - low
     image.sub_(low).div_(reach.clamp(min=1e-7))
-    for sample, power in zip(image, powers, strict=True):  # as noise.py says of logarithms
-        sample.pow_(power)
+    for part, power in zip(apart(image), apart(powers), strict=True):
+        part.pow_(power)
     image.mul_(reach).add_(low)
     curved_mean = _mean(image)
     stretch = deviation / _deviation(image, curved_mean).clamp(min=1e-7)
@@ -100,6 +101,29 @@ def inverted_gamma(image: Tensor, generators: Generators, coarse: int | None) ->
     image.neg_()
     gamma(image, generators, coarse)
     image.neg_()
+
+
+def coarsened(volumes: Tensor, fewer: npt.NDArray[np.integer]) -> Tensor:
+    """(M, D, H, W) at fewer voxels, nearest, and back, linearly; `fewer` (M, 3) of them an axis.
+
+    Each volume has a size of its own. So that they are one call all the same, the smaller ones lie
+    in the corner of arrays of the full size, in which no place beyond that corner is looked up.
+    """
+    fetched, places = [], []
+    for axis, length in enumerate(volumes.shape[1:]):
+        size, steps = fewer[:, axis, None], np.arange(length)
+        nearest = np.floor((np.minimum(steps, size - 1) + 0.5) * length / size)
+        linear = np.clip((steps + 0.5) * size / length - 0.5, 0, size - 1)
+        view = [len(volumes), *(length if k == axis else 1 for k in range(3))]
+        fetched.append(sent(nearest.astype(np.int64).reshape(view), volumes.device))
+        place = ((2 * linear + 1) / length - 1).astype(np.float32).reshape(view)
+        places.append(sent(place, volumes.device).expand_as(volumes))
+    row = torch.arange(len(volumes), device=volumes.device).view(-1, 1, 1, 1)
+    small = volumes[row, fetched[0], fetched[1], fetched[2]]
+    grid = torch.stack(places[::-1], dim=-1)
+    # Edges go on, or rounding could take a last voxel's place for one outside.
+    back = F.grid_sample(small[:, None], grid, padding_mode="border", align_corners=False)
+    return back[:, 0]
 
 
 def blurred(volumes: Tensor, sigmas: npt.NDArray[np.floating]) -> Tensor:

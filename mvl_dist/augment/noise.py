@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mvl_dist.augment.batch import sent
+from mvl_dist.augment.batch import apart, sent
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -58,18 +58,16 @@ def normal_fields(
     index = torch.arange(-(-size // 4), dtype=torch.int64, device=device)
     nothing = torch.zeros_like(index)
     words = philox((index & _LOW, index >> 32, nothing, nothing), (key[0], key[1]))
-    # Field by field: on a CPU the last bit of a logarithm or cosine follows where a thread's part
-    # of the tensor ends, and a field must not depend on those beside it.
-    fields = [_normal(drawn).flatten()[:size] for drawn in zip(*words, strict=True)]
-    return torch.stack(fields).view(len(keys), *shape)
+    drawn = zip(*(apart(word) for word in words), strict=True)
+    return torch.cat([_normal(part) for part in drawn])[:, :size].reshape(len(keys), *shape)
 
 
 def _normal(words: Sequence[Tensor]) -> Tensor:
-    """Four words of 32 bits to four normal values, (n, 4) float32."""
+    """Four words of 32 bits, (N, n) each, to their normal values, (N, 4 n) float32."""
     # The 24 bits that float32 holds, in the middle of their steps: never 0, whose logarithm is not.
     a, b, c, d = (((word >> 8).float() + 0.5) / 2**24 for word in words)
     values = []
     for radius, turn in ((a, b), (c, d)):
         length, angle = torch.sqrt(-2 * torch.log(radius)), 2 * math.pi * turn
         values += [length * torch.cos(angle), length * torch.sin(angle)]
-    return torch.stack(values, dim=1)
+    return torch.stack(values, dim=2).flatten(1)
